@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Named arrays in one HDF5 file: how the steps of a workflow hand results to each other.
+
+A file holds each array under its name and one JSON document of everything that is no array.  It is written under
+a temporary name and renamed, so a file that exists is complete.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from conform_app.errors import FileFaultError
+
+
+def save_arrays(path: Path, arrays: Mapping[str, np.ndarray | None], meta: Mapping[str, Any]) -> Path:
+    """Write arrays and a JSON document; arrays that are ``None`` are left out.
+
+    Parameters
+    ----------
+    path : Path
+        File to write.
+    arrays : mapping of str to array
+        Any shape and numeric dtype.
+    meta : mapping
+        What JSON can hold.
+
+    Returns
+    -------
+    Path
+        The file.
+    """
+    import h5py
+
+    path = Path(path)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    with h5py.File(part, "w", track_order=True) as store:
+        store.attrs["meta"] = json.dumps(meta)
+        for name, values in arrays.items():
+            if values is not None:
+                store.create_dataset(name, data=np.asarray(values))
+    os.replace(part, path)
+    return path
+
+
+def load_arrays(path: Path, *names: str) -> dict[str, np.ndarray]:
+    """Return the arrays named (all by default); names that the file lacks are left out.
+
+    Raises
+    ------
+    FileFaultError
+        The file cannot be read.
+    """
+    import h5py
+
+    try:
+        with h5py.File(path, "r") as store:
+            wanted = names or tuple(store)
+            return {name: store[name][()] for name in wanted if name in store}
+    except OSError as error:
+        raise FileFaultError(
+            f"Intermediate file {path} cannot be read: {error}.", "Remove the work folder and run again."
+        ) from error
+
+
+def load_meta(path: Path) -> dict[str, Any]:
+    """Return the JSON document of a file written by :func:`save_arrays`."""
+    import h5py
+
+    with h5py.File(path, "r") as store:
+        return json.loads(store.attrs["meta"])
