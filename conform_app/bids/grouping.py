@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From runs in spaces to fits: which space, and which sessions are pooled."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from conform_app.bids.candidates import Candidate
+from conform_app.bids.layout import natural
+from conform_app.bids.spaces import SpaceKey, match_space, parse_space, preference
+from conform_app.errors import NoInputError, NothingSelectedError, UsageError
+
+Levels = str | tuple[tuple[str, ...], ...]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs of one fit; see :class:`conform_app.bids.inputs.Fit` for the flags."""
+
+    members: tuple[Candidate, ...]
+    pooled: bool
+    grouped: bool
+    acquisition: str | None
+
+
+def parse_fit_level(level: str | Iterable) -> Levels:
+    """Read ``session``, ``subject`` or groups of sessions (``["01,02", "03"]`` or lists of labels).
+
+    Raises
+    ------
+    UsageError
+        Neither of these, or a session in two groups.
+    """
+    items = [level] if isinstance(level, str) else list(level)
+    if len(items) == 1 and items[0] in ("session", "subject"):
+        return items[0]
+    remedy = "Give session, subject, or groups of sessions such as 01,02 03,04."
+    groups = []
+    for item in items:
+        labels = item.split(",") if isinstance(item, str) else list(item)
+        group = tuple(str(label).strip().removeprefix("ses-") for label in labels)
+        if not group or not all(label.replace("+", "").isalnum() for label in group):
+            raise UsageError(f"fit level {item!r} is not understood.", remedy)
+        groups.append(group)
+    every = [label for group in groups for label in group]
+    twice = sorted({label for label in every if every.count(label) > 1})
+    if twice or not groups or {"session", "subject"} & set(every):
+        what = f"session {twice[0]} is in two groups" if twice else f"{level!r} is not understood"
+        raise UsageError(f"fit level: {what}.", remedy)
+    return tuple(groups)
+
+
+def choose_spaces(
+    candidates: Sequence[Candidate], output_spaces: Iterable[str] | None, warnings: list[str]
+) -> list[tuple[SpaceKey, list[Candidate]]]:
+    """The spaces asked for, or the best one that exists, each with its runs.
+
+    The best is the first, in the order of :func:`conform_app.bids.spaces.preference`, that every run has;
+    if none is, the first of those that most runs have.
+
+    Raises
+    ------
+    NoInputError
+        A space asked for does not exist.
+    """
+    by_key: dict[SpaceKey, list[Candidate]] = {}
+    for candidate in candidates:
+        by_key.setdefault(candidate.key, []).append(candidate)
+    runs = {candidate.order for candidate in candidates}
+    specs = [parse_space(text) for text in output_spaces or ()]
+    chosen: list[SpaceKey] = []
+    if specs:
+        for spec in specs:
+            key = match_space(spec, by_key)
+            if key is None:
+                raise NoInputError(
+                    f"no preprocessed BOLD in space {spec}; there is {_listed(by_key)}.",
+                    "Choose one of these with --output-spaces, or preprocess into the space wanted.",
+                )
+            chosen.append(key)
+    else:
+        chosen = [min(by_key, key=lambda k: (-len(by_key[k]), preference(k)))]
+        if len(by_key) > 1:
+            warnings.append(f"No output space was named: {chosen[0]} is used, of {_listed(by_key)}.")
+        else:
+            warnings.append(f"No output space was named: {chosen[0]} is used, the only one there is.")
+    for key in chosen:
+        missing = sorted(runs - {c.order for c in by_key[key]})
+        if missing:
+            names = [_run_name(next(c for c in candidates if c.order == order)) for order in missing]
+            more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+            warnings.append(f"Left out, not being in space {key}: {', '.join(names[:5])}{more}.")
+    return [(key, by_key[key]) for key in dict.fromkeys(chosen)]
+
+
+def group_sessions(members: Sequence[Candidate], levels: Levels, warnings: list[str]) -> list[Group]:
+    """Split the runs of one space by subject, task, acquisition and session or group of sessions."""
+    acquisitions: dict[tuple, set] = {}
+    for c in members:
+        acquisitions.setdefault((c.run["subject"], c.run["task"]), set()).add(c.run.get("acquisition"))
+    table: dict[tuple, list[Candidate]] = {}
+    outside: set[str] = set()
+    seen: set[str] = set()
+    for c in members:
+        session = c.run.get("session")
+        if isinstance(levels, str):
+            part = session if levels == "session" else None
+        else:
+            part = next((group for group in levels if session in group), None)
+            if session is not None:
+                seen.add(session)
+                if part is None:
+                    outside.add(session)
+                    continue
+        # Acquisitions differ in grid or TR: never one model.
+        acquisition = (
+            c.run.get("acquisition") if len(acquisitions[c.run["subject"], c.run["task"]]) > 1 else None
+        )
+        table.setdefault((c.run["subject"], c.run["task"], acquisition, part), []).append(c)
+    if outside:
+        warnings.append(f"In no group of sessions, left out: {', '.join(sorted(outside, key=natural))}.")
+    if not isinstance(levels, str):
+        unknown = [label for group in levels for label in group if label not in seen]
+        if unknown:
+            there = ", ".join(sorted(seen, key=natural)) or "none"
+            raise NothingSelectedError(
+                f"fit level: no session {', '.join(unknown)}; there is {there}.",
+                "Check --fit-level.",
+            )
+    _tell_variants(members, warnings)
+    pooled, grouped = levels != "session", not isinstance(levels, str) and len(levels) > 1
+    return [Group(tuple(runs), pooled, grouped, place[2]) for place, runs in table.items()]
+
+
+def _tell_variants(members: Sequence[Candidate], warnings: list[str]) -> None:
+    """Say when runs differ in a way that may mean one recording twice."""
+    for entity in ("reconstruction", "echo"):
+        labels = {c.run.get(entity) for c in members}
+        if len(labels) > 1:
+            listed = ", ".join(sorted(label or "none" for label in labels))
+            warnings.append(
+                f"Runs with {entity} {listed} are modelled together; choose one with --bids-filter-file if "
+                "they are versions of the same recording."
+            )
+
+
+def _run_name(candidate: Candidate) -> str:
+    names = {"subject": "sub", "session": "ses", "task": "task", "run": "run"}
+    return " ".join(f"{s}-{candidate.run[n]}" for n, s in names.items() if n in candidate.run)
+
+
+def _listed(keys: Iterable[SpaceKey]) -> str:
+    return ", ".join(f"{key} ({key.kind})" for key in sorted(keys, key=preference))
