@@ -15,7 +15,7 @@ FROM ${BASE_IMAGE} AS python
 # hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get install -y --no-install-recommends python3 \
-    && rm -rf /var/lib/apt/lists/*
+    && rm -rf /var/lib/apt/lists/* /var/cache/apt/*
 
 # ---- tools: pip and the build backend; nothing of this stage is in the image ---------------------------------
 FROM python AS tools
@@ -23,7 +23,7 @@ ENV PIP_DISABLE_PIP_VERSION_CHECK=1
 # hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get install -y --no-install-recommends python3-venv \
-    && rm -rf /var/lib/apt/lists/*
+    && rm -rf /var/lib/apt/lists/* /var/cache/apt/*
 WORKDIR /src
 COPY constraints.txt ./
 RUN python3 -m venv /opt/tools \
