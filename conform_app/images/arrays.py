@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Named arrays in one HDF5 file: how the steps of a workflow hand results to each other.
 
-A file holds each array under its name and one JSON document of everything that is no array.  It is written under
+A file holds each array under its name, and one JSON document of all that is no array.  It is written under
 a temporary name and renamed, so a file that exists is complete.
 """
 
