@@ -228,7 +228,7 @@ class ModelSettings:
     )
     random_seed: int = option(0, "seed of everything random", kind="int", metavar="N", alters=True)
     sloppy: bool = option(
-        False, "TESTING ONLY: 4 HRFs, 5 fractions, 2 noise regressors", kind="bool", alters=True
+        False, "TESTING ONLY: 5 ridge fractions and at most 2 noise regressors", kind="bool", alters=True
     )
 
 

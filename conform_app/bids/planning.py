@@ -1,0 +1,211 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a fit to its plan: headers, sidecars and events are read and checked, no image values.
+
+Times.  Volume k is taken to show the brain at ``start_time + k TR`` on the clock of the events: the sidecar's
+``StartTime`` (which fMRIPrep writes after slice-timing correction), else 0.
+
+Memory.  The GLM holds the runs (float32), the betas of four types and about as much again in work space.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from conform_app.bids.inputs import Fit, RunInput
+from conform_app.bids.plan import FitPlan, RunPlan
+from conform_app.errors import DataError
+from conform_app.settings import EventSettings, ModelSettings
+
+BASE_MEMORY = 600 << 20
+"""Bytes that the process takes before it holds data (Python, torch, nipype)."""
+
+
+def make_plan(fit: Fit, events: EventSettings, model: ModelSettings, *, roots: Mapping[str, str]) -> FitPlan:
+    """Plan one fit.
+
+    Parameters
+    ----------
+    fit : Fit
+    events : EventSettings
+        How events become trials.
+    model : ModelSettings
+        Says whether repeats are needed.
+    roots : mapping of name to folder
+        The input datasets.
+
+    Returns
+    -------
+    FitPlan
+
+    Raises
+    ------
+    DataError
+        No TR, runs of different TR or grid, masks without a common voxel, events that cannot be used, or no
+        repeats under ``--no-repeats error``.
+    FileFaultError
+        A truncated image.
+    """
+    from conform_app.bids.trials import build_trials
+
+    images, warnings = _open_runs(fit)
+    tr = _common_tr(fit)
+    for run, image in zip(fit.runs, images, strict=True):
+        if image.tr_header and abs(image.tr_header - tr) > 1e-3:
+            warnings.append(
+                f"{run.bold[0].name}: the header says TR {image.tr_header:g} s, the sidecar {tr:g} s; "
+                "the sidecar is used."
+            )
+    starts, told = _start_times(fit)
+    durations = [image.n_volumes * tr for image in images]
+    table = build_trials(
+        fit,
+        run_durations=durations,
+        stim_column=events.stim_column,
+        block_column=events.block_column,
+        ignore_trials=events.ignore_trials,
+        stim_duration=events.stim_duration,
+    )
+    plan = FitPlan(
+        name=fit.name,
+        subject=fit.subject,
+        sessions=fit.sessions,
+        task=fit.task,
+        space=fit.space,
+        res=fit.res,
+        den=fit.den,
+        kind=fit.kind,
+        entities=fit.entities,
+        tr=tr,
+        runs=tuple(map(_run_plan, fit.runs, images, starts)),
+        n_points=images[0].grid.n_points,
+        n_voxels=images[0].grid.n_points,
+        trials=table.columns(),
+        conditions=tuple(table.conditions),
+        stim_column=table.stim_column,
+        memory=0,
+        warnings=(*warnings, *told, *table.warnings, *_origin(fit, roots)),
+    )
+    return _completed(plan, model)
+
+
+def _open_runs(fit: Fit) -> tuple[list[Any], list[str]]:
+    """Open each run and hold them to one grid."""
+    from conform_app.images import check_complete, grid_difference, open_run
+
+    images = []
+    for run in fit.runs:
+        for path in (*run.bold, *run.mask):
+            check_complete(path)
+        images.append(open_run(run.bold))
+        difference = grid_difference(images[0].grid, images[-1].grid)
+        if difference:
+            raise DataError(
+                f"{run.bold[0]} and {fit.runs[0].bold[0]} are on different grids: {difference}.",
+                "Resample the runs to one grid, or leave one out with --run-label.",
+            )
+    return images, []
+
+
+def _common_tr(fit: Fit) -> float:
+    """The TR that every sidecar gives."""
+    values = []
+    for run in fit.runs:
+        tr = run.metadata.get("RepetitionTime")
+        if not isinstance(tr, (int, float)) or isinstance(tr, bool) or not 0 < tr < 100:
+            found = "no sidecar gives its RepetitionTime" if tr is None else f"its RepetitionTime is {tr!r}"
+            raise DataError(
+                f"{run.bold[0]}: {found}.", 'Add "RepetitionTime" in seconds to its JSON sidecar.'
+            )
+        values.append(float(tr))
+    if max(values) - min(values) > 1e-3:
+        raise DataError(
+            f"{fit.name}: the runs have different TRs ({min(values):g} and {max(values):g} s).",
+            "Fit them apart, with --run-label or --bids-filter-file.",
+        )
+    return values[0]
+
+
+def _start_times(fit: Fit) -> tuple[list[float], list[str]]:
+    """Time of volume 0 of each run, s, and warnings."""
+    starts, warnings = [], []
+    for run in fit.runs:
+        start = run.metadata.get("StartTime")
+        if start is None and run.metadata.get("SliceTimingCorrected"):
+            warnings.append(
+                f"{run.bold[0].name}: slice timing was corrected but no StartTime says to which time; "
+                "the start of each volume is assumed."
+            )
+        starts.append(float(start or 0.0))
+    return starts, list(dict.fromkeys(warnings))
+
+
+def _run_plan(run: RunInput, image: Any, start: float) -> RunPlan:
+    return RunPlan(
+        bold=tuple(map(str, run.bold)),
+        mask=tuple(map(str, run.mask)),
+        confounds=None if run.confounds is None else str(run.confounds),
+        events=None if run.events is None else str(run.events),
+        session=run.session,
+        run=run.run,
+        n_volumes=image.n_volumes,
+        start_time=start,
+    )
+
+
+def _origin(fit: Fit, roots: Mapping[str, str]) -> list[str]:
+    """Say so when the preprocessed data did not come from fMRIPrep."""
+    from conform_app.bids.layout import read_description
+
+    path = fit.runs[0].bold[0]
+    homes = [Path(root) for root in roots.values() if path.is_relative_to(root)]
+    if not homes:
+        return []
+    home = max(homes, key=lambda root: len(root.parts))
+    description = read_description(home) or {}
+    makers = [
+        str(entry.get("Name", "?")) for entry in description.get("GeneratedBy", []) if isinstance(entry, dict)
+    ]
+    if any("fmriprep" in name.lower() for name in makers):
+        return []
+    return [
+        f"The preprocessed data in {home.name} were not made by fMRIPrep "
+        f"(its dataset_description.json names {', '.join(makers) or 'no program'})."
+    ]
+
+
+def _completed(plan: FitPlan, model: ModelSettings) -> FitPlan:
+    """Add what follows from the rest: voxels of the mask, memory, and what the lack of repeats means."""
+    from dataclasses import replace
+
+    from conform_app.bids.plan import analysis_points
+
+    points, told = analysis_points(plan)
+    n_voxels = int(points.sum())
+    n_volumes = sum(run.n_volumes for run in plan.runs)
+    memory = BASE_MEMORY + 4 * n_voxels * (2 * n_volumes + 8 * plan.n_trials)
+    if not plan.repeats_across_runs:
+        _without_repeats(plan, model, told)
+    return replace(plan, n_voxels=n_voxels, memory=memory, warnings=(*plan.warnings, *told))
+
+
+def _without_repeats(plan: FitPlan, model: ModelSettings, told: list[str]) -> None:
+    """Announce the fallback, or refuse."""
+    one = "there is one run only" if len(plan.runs) == 1 else "no condition is in more than one run"
+    if model.no_repeats == "error":
+        raise DataError(
+            f"{plan.name}: {one}, so nothing can be cross-validated.",
+            "Pool sessions with --fit-level subject, or choose --no-repeats typeB or fixed.",
+        )
+    if model.no_repeats == "fixed":
+        told.append(
+            f"Nothing can be cross-validated ({one}): types C and D use {model.fixed_pcs} noise regressors and "
+            f"the ridge fraction {model.fixed_fraction:g} as given; no reliability, ncsnr or PSN."
+        )
+    else:
+        told.append(
+            f"Nothing can be cross-validated ({one}): only types A and B are estimated, without reliability, "
+            "ncsnr or PSN. --no-repeats fixed gives types C and D with fixed settings."
+            + (" Repeats in other sessions count with --fit-level subject." if plan.sessions else "")
+        )

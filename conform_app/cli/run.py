@@ -1,0 +1,260 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The order of work of one call: cheap checks first, then the plans, then the workflow, then the reports.
+
+A fit that cannot be planned or that crashes does not keep the others from running.  The last line printed
+says with which exit code the run ends and why.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from conform_app import __version__
+from conform_app.cli.resources import default_work_dir, prepare_environment, resolve_resources
+from conform_app.cli.session import LOGGER, Session, conclude, start_logging, write_logs
+from conform_app.errors import ConformError, NoInputError, UsageError
+from conform_app.settings import Settings
+
+
+def run(settings: Settings) -> int:
+    """Do what the settings ask for.
+
+    Parameters
+    ----------
+    settings : Settings
+
+    Returns
+    -------
+    int
+        0 when all requested fits and reports are done.
+
+    Raises
+    ------
+    ConformError
+        With the exit code to end with.
+    """
+    start_logging(settings.run.verbose)
+    prepare_environment()
+    if settings.analysis_level == "group":
+        raise UsageError(
+            "The group level is not part of this version.",
+            "Run 'participant'; its outputs stay valid for it.",
+        )
+    from conform_app.bids.dataset import check_folders, check_output, write_dataset
+
+    work_dir = Path(settings.resources.work_dir or default_work_dir(settings.output_dir)).absolute()
+    check_folders(settings.bids_dir, settings.output_dir, work_dir)
+    session = Session(settings)
+    if settings.run.reports_only:
+        return reports_only(session)
+    make_plans(session)
+    if settings.run.dry_run:
+        return dry_run(session)
+    check_output(
+        settings.output_dir, settings.altering(), settings.digest(), overwrite=settings.run.overwrite
+    )
+    dataset: dict[str, Any] = {
+        "version": __version__,
+        "configuration": settings.altering(),
+        "configuration_hash": settings.digest(),
+        "inputs": session.roots,
+    }
+    write_dataset(settings.output_dir, **dataset)
+    write_logs(session, final=False)
+    try:
+        execute(session, work_dir)
+    finally:
+        records = report(session, session.subjects)
+        write_dataset(settings.output_dir, **dataset)
+        write_logs(session, final=True)
+    planned, failed = {plan.name for plan in session.plans}, {note["fit"] for note in session.notes}
+    return conclude(session, sum(r["fit"]["name"] in planned - failed for r in records))
+
+
+def make_plans(session: Session) -> None:
+    """Find the fits and plan each; a fit that cannot be planned becomes a note."""
+    from conform_app.bids.inputs import find_fits
+    from conform_app.bids.planning import make_plan
+
+    settings = session.settings
+    filters = read_filters(settings.inputs.bids_filter_file)
+    found = find_fits(
+        bids_dir=settings.bids_dir,
+        derivatives=settings.inputs.derivatives,
+        subjects=settings.inputs.participant_label,
+        sessions=settings.inputs.session_label,
+        tasks=settings.inputs.task_label,
+        runs=settings.inputs.run_label,
+        filters=filters,
+        output_spaces=settings.inputs.output_spaces,
+        fit_level=settings.model.fit_level,
+        database_path=settings.inputs.bids_database_dir,
+    )
+    session.roots = {name: str(path) for name, path in found.datasets.items()}
+    for text in found.warnings:
+        LOGGER.warning("%s", text)
+    validate(session)
+    for fit in found.fits:
+        try:
+            plan = make_plan(fit, settings.events, settings.model, roots=session.roots)
+        except ConformError as error:
+            session.note(error, subject=fit.subject, fit=fit.name, step="planning")
+        else:
+            session.plans.append(plan)
+    if not session.plans and session.notes:
+        conclude(session, 0)
+
+
+def read_filters(path: str | None) -> dict[str, Any] | None:
+    """Return the content of a BIDS filter file."""
+    if path is None:
+        return None
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(
+            f"BIDS filter file {path} cannot be read ({error.strerror}).", "Check the path."
+        ) from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"BIDS filter file {path} is not valid JSON: {error}.", "Correct it.") from error
+
+
+def validate(session: Session) -> None:
+    """Run the BIDS validator on the raw data when it is installed and wanted."""
+    from conform_app.bids.validation import validate_dataset
+
+    settings = session.settings
+    if settings.inputs.skip_bids_validation or settings.run.dry_run or settings.run.reports_only:
+        return
+    for text in validate_dataset(settings.bids_dir):
+        LOGGER.warning("%s", text)
+
+
+def dry_run(session: Session) -> int:
+    """Print the fits."""
+    from conform_app.cli.listing import list_fits
+
+    print(list_fits(session.plans), flush=True)
+    return conclude(session, len(session.plans)) if session.notes else 0
+
+
+def execute(session: Session, work_dir: Path) -> None:
+    """Run the workflow of every fit that is not complete yet."""
+    from conform_app.bids.derivatives import wanted_products
+    from conform_app.bids.record import is_complete
+    from conform_app.workflows.execute import locked, read_plugin, run_workflow
+    from conform_app.workflows.participant import init_participant_wf
+
+    settings = session.settings
+    wanted = wanted_products(settings.model.glm_types, settings.run.save_residuals)
+    todo: dict[str, list[Any]] = {}
+    for plan in session.plans:
+        for text in plan.warnings:
+            LOGGER.warning("%s: %s", plan.name, text)
+        done = not settings.run.overwrite and is_complete(
+            settings.output_dir, plan, digest=settings.digest(), wanted=wanted, roots=session.roots
+        )
+        if done:
+            LOGGER.info("%s: complete, not computed again", plan.name)
+        else:
+            todo.setdefault(plan.subject, []).append(plan)
+    if not todo:
+        return
+    resources = resolve_resources(settings.resources, sum(map(len, todo.values())))
+    share = resources.memory / resources.nprocs
+    for plan in (p for plans in todo.values() for p in plans if p.memory > share):
+        LOGGER.warning(
+            "%s may need %.1f GiB, its share of --mem is %.1f GiB",
+            plan.name,
+            plan.memory / 2**30,
+            share / 2**30,
+        )
+    log_dirs = {subject: session.log_dir(subject) for subject in todo}
+    with locked(work_dir, sorted(todo)):
+        workflow = init_participant_wf(
+            plans=todo,
+            work_dir=work_dir,
+            log_dirs=log_dirs,
+            model=settings.model,
+            dataset=dataset_facts(session, wanted),
+            save_residuals=settings.run.save_residuals,
+            device=resolve_device(settings.resources.device),
+            n_threads=resources.n_threads,
+            max_memory=share,
+        )
+        session.notes += run_workflow(
+            workflow,
+            plugin=read_plugin(settings.resources.use_plugin, resources.nprocs, resources.memory),
+            log_dirs=list(log_dirs.values()),
+            stop_on_first_crash=settings.resources.stop_on_first_crash,
+            verbose=settings.run.verbose,
+        )
+
+
+def dataset_facts(session: Session, wanted: tuple[str, ...]) -> dict[str, Any]:
+    """Return what the files of a fit need to know of the dataset they go into."""
+    settings = session.settings
+    return {
+        "output_dir": str(settings.output_dir),
+        "digest": settings.digest(),
+        "altering": settings.altering(),
+        "roots": session.roots,
+        "wanted": list(wanted),
+        "version": __version__,
+    }
+
+
+def resolve_device(wanted: str) -> str:
+    """Return ``cpu`` or ``cuda``.
+
+    Raises
+    ------
+    UsageError
+        CUDA is asked for and there is none.
+    """
+    if wanted == "cpu":
+        return "cpu"
+    import torch
+
+    if torch.cuda.is_available():
+        return "cuda"
+    if wanted == "cuda":
+        raise UsageError("--device cuda: no CUDA device is available.", "Use --device cpu.")
+    return "cpu"
+
+
+def reports_only(session: Session) -> int:
+    """Make the reports anew from the records; the input data are not read."""
+    from conform_app.bids.record import recorded_subjects
+
+    output_dir = session.settings.output_dir
+    subjects = recorded_subjects(output_dir)
+    wanted = session.settings.inputs.participant_label
+    subjects = [subject for subject in subjects if not wanted or subject in wanted]
+    if not subjects:
+        raise NoInputError(
+            f"{output_dir} holds no finished fit{' of these participants' if wanted else ''}.",
+            "Run without --reports-only.",
+        )
+    records = report(session, subjects)
+    LOGGER.info("Done: reports of %d participants, %d fits", len(subjects), len(records))
+    return 0
+
+
+def report(session: Session, subjects: list[str]) -> list[dict[str, Any]]:
+    """Make the reports and the methods text; return the records of these participants' finished fits."""
+    from conform_app.bids.record import read_records, recorded_subjects
+    from conform_app.reports import build_report, write_boilerplate
+
+    output_dir = session.settings.output_dir
+    records = {subject: read_records(output_dir, subject) for subject in recorded_subjects(output_dir)}
+    everything = [record for own in records.values() for record in own]
+    if everything:
+        write_boilerplate(output_dir, everything, version=__version__)
+    for subject in subjects:
+        errors = [note for note in session.notes if note["subject"] == subject]
+        info = {"run_uuid": session.run_uuid, "version": __version__}
+        build_report(output_dir, subject, records=records.get(subject, []), errors=errors, run_info=info)
+    return [record for subject in subjects for record in records.get(subject, [])]

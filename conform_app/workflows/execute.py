@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Run a workflow with Nipype and say in plain words how it went.
+
+Nipype reports failures as text; the steps leave notes (see :mod:`conform_app.interfaces.base`), and those
+notes are what counts here.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from conform_app.errors import FileFaultError, TemporaryError, UsageError
+
+LOGGER = logging.getLogger("conform")
+STEPS = {"glmsingle": "GLMsingle", "reliability": "reliability", "psn": "PSN", "write": "writing files"}
+
+
+def read_plugin(path: str | None, nprocs: int, memory: int) -> dict[str, Any]:
+    """Return the plugin arguments of ``Workflow.run``.
+
+    Parameters
+    ----------
+    path : str, optional
+        YAML file with ``plugin`` and ``plugin_args``; without one MultiProc, or Linear for one process.
+    nprocs : int
+    memory : int
+        Bytes.
+
+    Raises
+    ------
+    UsageError
+        The file cannot be read or names no plugin.
+    """
+    if path is None:
+        if nprocs == 1:
+            return {"plugin": "Linear", "plugin_args": {}}
+        args = {"n_procs": nprocs, "memory_gb": memory / (1 << 30), "raise_insufficient": False}
+        return {"plugin": "MultiProc", "plugin_args": args}
+    import yaml
+
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        first = str(error).splitlines()[0]
+        raise UsageError(f"Plugin file {path} cannot be read: {first}.", "Check the file.") from error
+    if not isinstance(content, dict) or "plugin" not in content:
+        raise UsageError(f"Plugin file {path} names no plugin.", "Write for example 'plugin: MultiProc'.")
+    return {"plugin": content["plugin"], "plugin_args": dict(content.get("plugin_args") or {})}
+
+
+@contextmanager
+def locked(work_dir: Path, subjects: Sequence[str]) -> Iterator[None]:
+    """Hold the lock of each participant in the work folder.
+
+    Raises
+    ------
+    TemporaryError
+        Another run holds one of them.
+    FileFaultError
+        The work folder cannot be written.
+    """
+    import fcntl
+
+    with ExitStack() as stack:
+        for subject in subjects:
+            try:
+                work_dir.mkdir(parents=True, exist_ok=True)
+                handle = stack.enter_context(open(work_dir / f"sub-{subject}.lock", "w", encoding="ascii"))
+            except OSError as error:
+                raise FileFaultError(
+                    f"The work folder {work_dir} cannot be written ({error.strerror}).",
+                    "Give another one with -w.",
+                ) from error
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise TemporaryError(
+                    f"Another run is working on sub-{subject} in {work_dir}.",
+                    "Wait for it, or give another -w.",
+                ) from error
+            except OSError:
+                LOGGER.debug("no file locks in %s", work_dir)
+        yield
+
+
+def _announcer() -> Callable[[Any, str], None]:
+    """Return a Nipype status callback that logs which step of which fit starts."""
+
+    def announce(node: Any, status: str) -> None:
+        if status == "start" and node.name in STEPS:
+            plan = Path(node.inputs.plan_file).stem
+            LOGGER.info("%s: %s", plan, STEPS[node.name])
+
+    return announce
+
+
+def run_workflow(
+    workflow: Any,
+    *,
+    plugin: dict[str, Any],
+    log_dirs: Sequence[Path],
+    stop_on_first_crash: bool = False,
+    verbose: int = 0,
+) -> list[dict[str, Any]]:
+    """Run a workflow to its end, or to the first failure.
+
+    Parameters
+    ----------
+    workflow : nipype.pipeline.engine.Workflow
+    plugin : dict
+        From :func:`read_plugin`.
+    log_dirs : sequence of Path
+        Where the steps leave notes of failures.
+    stop_on_first_crash : bool
+    verbose : int
+        From 2 on Nipype's own messages are shown.
+
+    Returns
+    -------
+    list of dict
+        The notes: exit_code, message, remedy, fit, subject, step.  Empty when all went well.
+    """
+    from nipype import config
+    from nipype import logging as nipype_logging
+
+    config.update_config(
+        {
+            "execution": {
+                "stop_on_first_crash": str(stop_on_first_crash).lower(),
+                "crashfile_format": "txt",
+                "create_report": "false",
+                "check_version": "false",
+                "remove_unnecessary_outputs": "false",
+                "poll_sleep_duration": "0.2",
+            },
+            "logging": {
+                "workflow_level": "INFO" if verbose > 1 else "CRITICAL",
+                "interface_level": "CRITICAL",
+            },
+        }
+    )
+    nipype_logging.update_logging(config)
+    workflow.config["execution"].update(config._sections["execution"])
+    arguments = {"plugin": plugin["plugin"], "plugin_args": {**plugin["plugin_args"]}}
+    arguments["plugin_args"].setdefault("status_callback", _announcer())
+    failure = None
+    try:
+        workflow.run(**arguments)
+    except (RuntimeError, OSError) as error:
+        failure = error
+    notes = []
+    for folder in log_dirs:
+        notes += [json.loads(p.read_text(encoding="utf-8")) for p in sorted(folder.glob("error-*.json"))]
+    if failure is not None and not notes:
+        last = str(failure).strip().splitlines()[-1:] or ["Nipype stopped."]
+        notes.append(
+            {"exit_code": 1, "message": last[0], "remedy": "See the crash files.", "fit": "", "subject": ""}
+        )
+    return notes

@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The workflow of one fit: GLMsingle, then reliability and PSN side by side, then the files."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from nipype.pipeline.engine import Node, Workflow
+
+from conform_app.bids.plan import FitPlan
+from conform_app.interfaces.derivatives import WriteDerivatives
+from conform_app.interfaces.glm import GLMsingle
+from conform_app.interfaces.psn import PSNDenoise
+from conform_app.interfaces.reliability import Reliability
+from conform_app.settings import ModelSettings
+
+GIB = 1 << 30
+
+
+def init_fit_wf(
+    *,
+    plan: FitPlan,
+    plan_file: Path,
+    model: ModelSettings,
+    dataset: dict[str, Any],
+    log_dir: Path,
+    save_residuals: bool = False,
+    device: str = "cpu",
+    n_threads: int = 1,
+    max_memory: float | None = None,
+    name: str | None = None,
+) -> Workflow:
+    """Build the workflow of one fit.
+
+    Parameters
+    ----------
+    plan : FitPlan
+        What is fitted; sets memory estimates and the files whose change is noticed.
+    plan_file : Path
+        The same plan as JSON.
+    model : ModelSettings
+    dataset : dict
+        What the files need to know of the output dataset (see
+        :func:`conform_app.bids.derivatives.write_fit`).
+    log_dir : Path
+        Folder for notes of failures.
+    save_residuals : bool
+        Also write PSN's residuals.
+    device : {"cpu", "cuda"}
+    n_threads : int
+        Threads of each node.
+    max_memory : float, optional
+        Bytes that the numerics stay within.
+    name : str, optional
+        Name of the workflow; by default from the fit.
+
+    Returns
+    -------
+    nipype.pipeline.engine.Workflow
+        Its node ``write`` has the output ``out_file``, the fit record.
+    """
+    common = {"plan_file": str(plan_file), "log_dir": str(log_dir), "n_threads": n_threads}
+    gib = max(plan.memory / GIB, 0.2)
+
+    def node(interface: Any, label: str, mem_gb: float) -> Node:
+        return Node(interface, name=label, n_procs=n_threads, mem_gb=mem_gb)
+
+    settings = asdict(model)
+    glm = node(
+        GLMsingle(
+            bold_files=plan.bold_files(), model=settings, device=device, max_memory=max_memory, **common
+        ),
+        "glmsingle",
+        gib,
+    )
+    if plan.side_files():
+        glm.inputs.side_files = plan.side_files()
+    reliability = node(Reliability(**common), "reliability", gib / 2)
+    psn = node(PSNDenoise(model=settings, **common), "psn", gib / 2)
+    write = node(
+        WriteDerivatives(model=settings, dataset=dataset, save_residuals=save_residuals, **common),
+        "write",
+        gib / 2,
+    )
+    workflow = Workflow(name=name or f"fit_{plan.name.replace('-', '_')}_wf")
+    workflow.connect(
+        [
+            (glm, reliability, [("out_file", "glm_file")]),
+            (glm, psn, [("out_file", "glm_file")]),
+            (glm, write, [("out_file", "glm_file")]),
+            (reliability, write, [("out_file", "reliability_file")]),
+            (psn, write, [("out_file", "psn_file")]),
+        ]
+    )
+    return workflow
