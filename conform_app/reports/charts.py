@@ -1,0 +1,244 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Figures that are not maps: trials, the design in time, cross-validation curves, PSN spectra."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from conform_app.reports.style import ACCENT, INK, LINE, SOFT, TYPE_COLOURS, WARM, new_figure
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+MOST_BARS = 60
+
+
+def trial_counts(labels: list[str], counts: np.ndarray) -> Figure:
+    """Trials of each condition (up to 60 conditions) and how many conditions have how many trials.
+
+    Parameters
+    ----------
+    labels : list of str
+        Condition names.
+    counts : (n_conditions,) int array
+        Trials of each condition.
+    """
+    numbers, conditions = np.unique(counts, return_counts=True)
+    if len(labels) > MOST_BARS:
+        figure = new_figure(7.2, 2.6)
+        _repeat_bars(figure.subplots(), numbers, conditions)
+        return figure
+    figure = new_figure(9.2, float(np.clip(1.1 + 0.21 * len(labels), 2.6, 9.0)))
+    bars, repeats = figure.subplots(1, 2, width_ratios=[1.6, 1.0])
+    rows = np.arange(len(labels))
+    bars.barh(rows, counts, color=TYPE_COLOURS["C"], height=0.72)
+    bars.set_yticks(rows, [_short(label) for label in labels])
+    bars.invert_yaxis()
+    bars.margins(y=0.02)
+    bars.set_xlabel("trials")
+    bars.set_title("Trials per condition")
+    bars.xaxis.get_major_locator().set_params(integer=True)
+    _repeat_bars(repeats, numbers, conditions)
+    repeats.set_title("Conditions by number of trials")
+    return figure
+
+
+def _short(label: str, most: int = 32) -> str:
+    # A dollar sign would open matplotlib's mathematics mode.
+    label = label.replace("$", r"\$")
+    return label if len(label) <= most else f"{label[: most // 2 - 1]}…{label[-(most // 2) :]}"
+
+
+def _repeat_bars(axes: Axes, numbers: np.ndarray, conditions: np.ndarray) -> None:
+    if numbers.size and numbers.max() - numbers.min() > 60:
+        edges = np.linspace(numbers.min() - 0.5, numbers.max() + 0.5, 31)
+        axes.stairs(np.histogram(numbers, bins=edges, weights=conditions)[0], edges, fill=True, color=SOFT)
+    else:
+        drawn = axes.bar(numbers, conditions, color=SOFT, width=0.8)
+        if numbers.size <= 12:
+            axes.bar_label(drawn, fontsize=8, padding=2)
+        axes.set_xlim(
+            min(0, numbers.min()) if numbers.size else 0, (numbers.max() if numbers.size else 1) + 1
+        )
+    axes.margins(y=0.15)
+    axes.set_xlabel("trials of a condition")
+    axes.set_ylabel("conditions")
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.yaxis.get_major_locator().set_params(integer=True)
+
+
+def design_times(
+    onset: np.ndarray,
+    duration: np.ndarray,
+    run: np.ndarray,
+    condition: np.ndarray,
+    names: list[str],
+    run_names: list[str],
+    run_seconds: np.ndarray,
+) -> Figure:
+    """Every trial as a bar in its run, one row a run, coloured by condition when there are at most twelve.
+
+    Parameters
+    ----------
+    onset, duration : (n_trials,) float arrays
+        Seconds.
+    run, condition : (n_trials,) int arrays
+        Indices into `run_names` and `names`.
+    names, run_names : list of str
+    run_seconds : (n_runs,) float array
+        Length of each run, seconds.
+    """
+    import matplotlib
+    from matplotlib.collections import PatchCollection
+    from matplotlib.patches import Patch, Rectangle
+
+    n_runs = len(run_names)
+    figure = new_figure(9.2, float(np.clip(1.3 + 0.2 * n_runs, 1.7, 8.0)))
+    axes = figure.subplots()
+    palette = matplotlib.colormaps["tab20" if len(names) > 10 else "tab10"]
+    coloured = len(names) <= 12
+    colours = [palette(i % palette.N) for i in range(len(names))] if coloured else [TYPE_COLOURS["C"]]
+    least = 0.002 * float(run_seconds.max())  # a bar that can be seen
+    boxes = [
+        Rectangle((o, r - 0.36), max(d, least), 0.72) for o, d, r in zip(onset, duration, run, strict=True)
+    ]
+    face = [colours[c] if coloured else colours[0] for c in condition]
+    axes.barh(np.arange(n_runs), run_seconds, height=0.86, color="#f1f4f7", edgecolor=LINE, linewidth=0.5)
+    axes.add_collection(PatchCollection(boxes, facecolors=face, linewidths=0, rasterized=len(boxes) > 2000))
+    step = max(1, n_runs // 30)
+    axes.set_yticks(np.arange(0, n_runs, step), run_names[::step])
+    axes.set_ylim(n_runs - 0.4, -0.6)
+    axes.set_xlim(0, float(run_seconds.max()) * 1.005)
+    axes.set_xlabel("time from the start of the run (s)")
+    if coloured:
+        axes.legend(
+            handles=[Patch(color=c, label=_short(n, 24)) for c, n in zip(colours, names, strict=True)],
+            loc="center left",
+            bbox_to_anchor=(1.0, 0.5),
+            handlelength=1.0,
+        )
+    return figure
+
+
+def pc_curve(trend: np.ndarray, chosen: int) -> Figure:
+    """Cross-validation of the number of noise components, relative to none.
+
+    Parameters
+    ----------
+    trend : (n_pcs + 1,) float array
+        Cross-validation score (higher is better) with 0, 1, ... components.
+    chosen : int
+        Number taken.
+    """
+    figure = new_figure(5.6, 2.9)
+    axes = figure.subplots()
+    gain = trend - trend[0]
+    axes.axhline(0, color=LINE, linewidth=0.8)
+    axes.plot(np.arange(gain.size), gain, color=TYPE_COLOURS["C"], marker="o", markersize=4)
+    if 0 <= chosen < gain.size:
+        axes.plot([chosen], [gain[chosen]], marker="o", markersize=9, color=WARM, zorder=3)
+        axes.annotate(
+            f"chosen: {chosen}",
+            (chosen, gain[chosen]),
+            xytext=(0, -16),
+            textcoords="offset points",
+            color=WARM,
+            ha="center",
+            weight="bold",
+            fontsize=8.5,
+        )
+    axes.margins(y=0.2)
+    axes.set_xlabel("number of noise components")
+    axes.set_ylabel("cross-validation score\n(gain over no components)")
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    return figure
+
+
+def psn_figure(signal: np.ndarray, noise: np.ndarray, error: np.ndarray, cut: float | None) -> Figure:
+    """Signal and noise variance of each dimension, and the cross-validation error of keeping the first k.
+
+    Parameters
+    ----------
+    signal, noise : (n_dimensions,) float arrays
+        Variance of each dimension in the order in which they are kept; may be empty.
+    error : (n_dimensions + 1,) float array
+        Held-out squared error with 0, 1, ... dimensions; may be empty.
+    cut : float or None
+        Number of dimensions kept.
+    """
+    panels = int(signal.size > 0) + int(error.size > 0)
+    figure = new_figure(4.7 * panels, 3.0)
+    axes = list(np.atleast_1d(figure.subplots(1, panels)))
+    if signal.size:
+        spectrum = axes.pop(0)
+        number = np.arange(1, signal.size + 1)
+        spectrum.plot(number, _positive(noise), color=SOFT, label="noise")
+        spectrum.plot(number, _positive(signal), color=TYPE_COLOURS["D"], label="signal")
+        spectrum.set_xscale("log")
+        spectrum.set_yscale("log")
+        if np.any(signal > 0):
+            spectrum.set_ylim(bottom=max(float(signal.max()) * 1e-6, _lowest(signal, noise)))
+        spectrum.set_xlabel("dimension")
+        spectrum.set_ylabel("variance (squared units of the betas)")
+        spectrum.set_title("Signal and noise by dimension")
+        _plain_log_ticks(spectrum)
+        _mark_cut(spectrum, cut)
+        spectrum.legend()
+    if error.size:
+        curve = axes.pop(0)
+        curve.plot(np.arange(error.size), error, color=INK)
+        if cut is not None and float(cut).is_integer() and 0 <= cut < error.size:
+            curve.plot([cut], [error[int(cut)]], marker="o", markersize=8, color=WARM)
+        curve.set_xlabel("dimensions kept")
+        curve.set_ylabel("error on held-out trials")
+        curve.set_title("Cross-validated choice")
+        _mark_cut(curve, cut)
+    return figure
+
+
+def _positive(values: np.ndarray) -> np.ndarray:
+    return np.where(values > 0, values, np.nan)
+
+
+def _lowest(*sets: np.ndarray) -> float:
+    values = np.concatenate([s[np.isfinite(s) & (s > 0)] for s in sets])
+    return float(values.min()) * 0.5 if values.size else 1e-12
+
+
+def _plain_log_ticks(axes: Axes) -> None:
+    from matplotlib.ticker import FuncFormatter
+
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+
+
+def _mark_cut(axes: Axes, cut: float | None) -> None:
+    if cut is None:
+        return
+    axes.axvline(
+        max(cut, 0.5) if axes.get_xscale() == "log" else cut, color=WARM, linewidth=1.0, linestyle=(0, (4, 2))
+    )
+    axes.annotate(
+        f"kept: {cut:g}",
+        (max(cut, 0.5), 0.98),
+        xycoords=("data", "axes fraction"),
+        xytext=(4, 0),
+        textcoords="offset points",
+        color=WARM,
+        fontsize=8,
+        va="top",
+    )
+
+
+def unit_cuts(cuts: np.ndarray, n_dimensions: int) -> Figure:
+    """How many dimensions were kept, where every point (or group of points) has its own number."""
+    figure = new_figure(5.2, 2.6)
+    axes = figure.subplots()
+    high = max(int(np.max(cuts)), 1)
+    edges = np.arange(-0.5, high + 1.5) if high <= 60 else np.linspace(-0.5, high + 0.5, 51)
+    axes.stairs(np.histogram(cuts, bins=edges)[0], edges, fill=True, color=ACCENT)
+    axes.set_xlabel(f"dimensions kept (of {n_dimensions})")
+    axes.set_ylabel("count")
+    return figure

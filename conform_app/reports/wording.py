@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Numbers and reasons in words, written once."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from conform_app.reports.maps import Brain
+    from conform_app.reports.products import Products
+
+
+def count(n: int, noun: str, plural: str = "") -> str:
+    """``1 run``, ``1,200 runs``."""
+    return f"{n:,} {noun if n == 1 else plural or noun + 's'}"
+
+
+def number(value: Any) -> str:
+    """Three significant digits, without an exponent for everyday magnitudes."""
+    if value is None or not np.isfinite(float(value)):
+        return "n/a"
+    value = float(value)
+    if value == 0:
+        return "0"
+    if 0.001 <= abs(value) < 100_000:
+        digits = max(0, 2 - int(np.floor(np.log10(abs(value)))))
+        text = f"{value:,.{digits}f}"
+        return text.rstrip("0").rstrip(".") if "." in text else text
+    return f"{value:.2e}"
+
+
+def range_of(values: Any) -> str:
+    """``12`` or ``3 to 12``."""
+    values = np.asarray(values)
+    low, high = values.min(), values.max()
+    return number(low) if low == high else f"{number(low)} to {number(high)}"
+
+
+def joined(words: list[str], last: str = "and") -> str:
+    """``a``, ``a and b``, ``a, b and c``."""
+    if len(words) < 2:
+        return "".join(words)
+    return f"{', '.join(words[:-1])} {last} {words[-1]}"
+
+
+def spread(values: np.ndarray, brain: Brain, unit: str) -> str:
+    """Median and the middle 90 % of a map, and of each hemisphere where there are any."""
+    unit = f" {unit}" if unit else ""
+    inside = values[brain.mask & np.isfinite(values)]
+    if not inside.size:
+        return "no finite value in the mask"
+    low, middle, high = np.percentile(inside, [5, 50, 95])
+    text = f"Median {number(middle)}{unit}; 90 % of {inside.size:,} {brain.unit} lie between {number(low)} and {number(high)}{unit}"
+    parts = []
+    for name, span in brain.groups.items():
+        part = values[span][brain.mask[span] & np.isfinite(values[span])]
+        if part.size:
+            parts.append(f"{name} {number(np.median(part))}{unit}")
+    return f"{text} (medians: {', '.join(parts)})" if len(parts) > 1 else text
+
+
+def why_not_cross_validated(products: Products) -> str:
+    """Reason for which types C and D are missing, as a clause."""
+    fit = products.fit
+    if len(fit.get("runs") or []) == 1:
+        return (
+            "there is only one run, so no condition repeats across runs, which their cross-validation needs"
+        )
+    if fit.get("n_repeated_conditions") == 0:
+        return "no condition repeats across runs, which their cross-validation needs"
+    return "they were switched off or not possible with these data (see what was done, above)"
+
+
+def clock(seconds: Any) -> str:
+    """``5 min 12 s``."""
+    if seconds is None:
+        return "n/a"
+    seconds = round(float(seconds))
+    return f"{seconds // 60} min {seconds % 60:02d} s" if seconds >= 60 else f"{seconds} s"
