@@ -154,8 +154,8 @@ def _fill(path: Path, vertices: np.ndarray, out: np.ndarray) -> None:
                 out[:, done : done + array.shape[1]] = array[vertices]
                 done += array.shape[1]
 
-    with reading(path):
-        Arrays().parse(fname=str(path))
+    with reading(path), path.open("rb") as file:
+        Arrays().parse(fptr=file)
     if done != out.shape[1]:
         raise truncated(path, f"{done} of {out.shape[1]} arrays")
 
