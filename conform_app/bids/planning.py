@@ -200,7 +200,7 @@ def _without_repeats(plan: FitPlan, model: ModelSettings, told: list[str]) -> No
         )
     if model.no_repeats == "fixed":
         told.append(
-            f"Nothing can be cross-validated ({one}): types C and D use {model.fixed_pcs} noise regressors and "
+            f"Nothing can be cross-validated ({one}): C and D use {model.fixed_pcs} noise regressors and "
             f"the ridge fraction {model.fixed_fraction:g} as given; no reliability, ncsnr or PSN."
         )
     else:
