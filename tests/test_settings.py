@@ -102,3 +102,10 @@ def test_errors_have_codes_below_128_and_never_2():
     assert set(codes) == {1, 16, 17, 18, 64, 65, 66, 73, 74, 75, 127}
     error = ConformError("one\n two", "Do this.")
     assert str(error) == "one two Do this."
+
+
+def test_the_docs_page_is_made_from_the_dataclasses():
+    from conform_app.cli.document import settings_page
+
+    page = Path(__file__).parents[1] / "docs" / "settings.md"
+    assert page.read_text(encoding="utf-8") == settings_page()

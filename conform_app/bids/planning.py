@@ -15,6 +15,7 @@ from typing import Any
 
 from conform_app.bids.inputs import Fit, RunInput
 from conform_app.bids.plan import FitPlan, RunPlan
+from conform_app.bids.trials import TrialTable, build_trials
 from conform_app.errors import DataError
 from conform_app.settings import EventSettings, ModelSettings
 
@@ -47,8 +48,6 @@ def make_plan(fit: Fit, events: EventSettings, model: ModelSettings, *, roots: M
     FileFaultError
         A truncated image.
     """
-    from conform_app.bids.trials import build_trials
-
     images, warnings = _open_runs(fit)
     tr = _common_tr(fit)
     for run, image in zip(fit.runs, images, strict=True):
@@ -58,15 +57,8 @@ def make_plan(fit: Fit, events: EventSettings, model: ModelSettings, *, roots: M
                 "the sidecar is used."
             )
     starts, told = _start_times(fit)
-    durations = [image.n_volumes * tr for image in images]
-    table = build_trials(
-        fit,
-        run_durations=durations,
-        stim_column=events.stim_column,
-        block_column=events.block_column,
-        ignore_trials=events.ignore_trials,
-        stim_duration=events.stim_duration,
-    )
+    table = build_trials(fit, events, [image.n_volumes * tr for image in images])
+    runs = [_run_plan(*each) for each in zip(fit.runs, images, starts, strict=True)]
     plan = FitPlan(
         name=fit.name,
         subject=fit.subject,
@@ -78,10 +70,10 @@ def make_plan(fit: Fit, events: EventSettings, model: ModelSettings, *, roots: M
         kind=fit.kind,
         entities=fit.entities,
         tr=tr,
-        runs=tuple(map(_run_plan, fit.runs, images, starts)),
+        runs=tuple(run for n, run in enumerate(runs) if n not in table.empty_runs),
         n_points=images[0].grid.n_points,
         n_voxels=images[0].grid.n_points,
-        trials=table.columns(),
+        trials=_columns(table),
         conditions=tuple(table.conditions),
         stim_column=table.stim_column,
         memory=0,
@@ -152,6 +144,20 @@ def _run_plan(run: RunInput, image: Any, start: float) -> RunPlan:
         n_volumes=image.n_volumes,
         start_time=start,
     )
+
+
+def _columns(table: TrialTable) -> dict[str, list[Any]]:
+    """The trial table as lists, with runs numbered among those that have trials."""
+    used = [n for n in range(len(table.run_labels)) if n not in table.empty_runs]
+    return {
+        "onset": table.onset.tolist(),
+        "duration": table.duration.tolist(),
+        "run": [used.index(n) for n in table.run],
+        "condition": table.condition.tolist(),
+        "repeat": table.repeat.tolist(),
+        "stim_id": list(table.stim_id),
+        "trial_type": list(table.trial_type),
+    }
 
 
 def _origin(fit: Fit, roots: Mapping[str, str]) -> list[str]:
