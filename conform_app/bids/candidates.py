@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from conform_app.bids.filters import passes_filter, passes_labels
@@ -33,7 +34,7 @@ class Candidate:
     run: dict[str, str]
     files: tuple[BidsFile, ...]
 
-    @property
+    @cached_property
     def order(self) -> tuple:
         """Identity of the run, sorting by subject, session, task, run and the rest in natural order."""
         first = ("subject", "session", "task", "run")
@@ -107,12 +108,12 @@ def _is_bold(file: BidsFile, wanted: Mapping[str, tuple[Any, ...]] | None) -> bo
 
 def _one_echo(files: Sequence[BidsFile]) -> list[BidsFile]:
     """Drop single echoes of runs whose combination is there."""
-    combined = [_without_echo(f) for f in files if "echo" not in f.entities]
+    combined = {_without_echo(f) for f in files if "echo" not in f.entities}
     return [f for f in files if "echo" not in f.entities or _without_echo(f) not in combined]
 
 
-def _without_echo(file: BidsFile) -> dict[str, str]:
-    return {name: label for name, label in run_entities(file.entities).items() if name != "echo"}
+def _without_echo(file: BidsFile) -> frozenset[tuple[str, str]]:
+    return frozenset(item for item in run_entities(file.entities).items() if item[0] != "echo")
 
 
 def _pair(files: Sequence[BidsFile], warnings: list[str]) -> list[Candidate]:

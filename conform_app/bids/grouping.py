@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from conform_app.bids.candidates import Candidate
+from conform_app.bids.companions import describe
 from conform_app.bids.layout import natural
 from conform_app.bids.spaces import SpaceKey, match_space, parse_space, preference
 from conform_app.errors import NoInputError, NothingSelectedError, UsageError
@@ -88,7 +89,7 @@ def choose_spaces(
     for key in chosen:
         missing = sorted(runs - {c.order for c in by_key[key]})
         if missing:
-            names = [_run_name(next(c for c in candidates if c.order == order)) for order in missing]
+            names = [describe(next(c.run for c in candidates if c.order == order)) for order in missing]
             more = f" and {len(names) - 5} more" if len(names) > 5 else ""
             warnings.append(f"Left out, not being in space {key}: {', '.join(names[:5])}{more}.")
     return [(key, by_key[key]) for key in dict.fromkeys(chosen)]
@@ -143,11 +144,6 @@ def _tell_variants(members: Sequence[Candidate], warnings: list[str]) -> None:
                 f"Runs with {entity} {listed} are modelled together; choose one with --bids-filter-file if "
                 "they are versions of the same recording."
             )
-
-
-def _run_name(candidate: Candidate) -> str:
-    names = {"subject": "sub", "session": "ses", "task": "task", "run": "run"}
-    return " ".join(f"{s}-{candidate.run[n]}" for n, s in names.items() if n in candidate.run)
 
 
 def _listed(keys: Iterable[SpaceKey]) -> str:

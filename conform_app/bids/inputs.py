@@ -17,10 +17,10 @@ from conform_app.bids.companions import Companions, describe, present
 from conform_app.bids.filters import check_filters, clean_labels
 from conform_app.bids.grouping import Group, choose_spaces, group_sessions, parse_fit_level
 from conform_app.bids.inherit import metadata_of
-from conform_app.bids.layout import list_subjects, natural, open_dataset
+from conform_app.bids.layout import Dataset, list_subjects, natural, open_dataset
 from conform_app.bids.sources import locate_sources
 from conform_app.bids.spaces import SpaceKey
-from conform_app.errors import NoInputError, NothingSelectedError
+from conform_app.errors import ConformError, NoInputError, NothingSelectedError
 
 
 @dataclass(frozen=True)
@@ -120,6 +120,14 @@ class Fit:
 
 
 @dataclass(frozen=True)
+class Failure:
+    """Runs that would be a fit but for an error."""
+
+    subject: str
+    error: ConformError
+
+
+@dataclass(frozen=True)
 class Selection(Sequence):
     """The fits found, with what the user should know about the choice; a sequence of its fits.
 
@@ -129,11 +137,14 @@ class Selection(Sequence):
     warnings : tuple of str
     datasets : dict of str to Path
         Datasets that were read, by name (for ``DatasetLinks``).
+    failures : tuple of Failure
+        Fits that could not be put together, under ``keep_going``.
     """
 
     fits: tuple[Fit, ...]
     warnings: tuple[str, ...]
     datasets: dict[str, Path]
+    failures: tuple[Failure, ...] = ()
 
     def __len__(self) -> int:
         return len(self.fits)
@@ -157,6 +168,7 @@ def find_fits(
     output_spaces: Iterable[str] | None = None,
     fit_level: str | Iterable[Any] = "session",
     database_path: Path | str | None = None,
+    keep_going: bool = False,
 ) -> Selection:
     """Find what can be fitted.
 
@@ -176,6 +188,9 @@ def find_fits(
         Groups as lists of labels, or as texts such as ``"01,02"``.
     database_path : path, optional
         Folder of a pybids cache.
+    keep_going : bool
+        Collect the errors of single fits (a run without events, say) in ``failures`` as long as there is some
+        fit without error; otherwise the first one is raised.
 
     Returns
     -------
@@ -211,14 +226,24 @@ def find_fits(
     finder = Companions(home, preprocessed, raws, filters, warnings)
     candidates = _drop_tasks_without_events(candidates, finder, choice["task"], warnings)
     chosen = choose_spaces(candidates, output_spaces, warnings)
-    fits = []
+    fits: list[Fit] = []
+    failures: list[Failure] = []
     for key, members in chosen:
-        fits += [_make_fit(key, group, finder) for group in group_sessions(members, levels, warnings)]
-    _check_every_subject(choice["subject"], fits, candidates)
+        for group in group_sessions(members, levels, warnings):
+            try:
+                fits.append(_make_fit(key, group, finder))
+            except ConformError as error:
+                if not keep_going:
+                    raise
+                failures.append(Failure(group.members[0].run["subject"], error))
+    if failures and not fits:
+        raise failures[0].error
+    tried = {fit.subject for fit in fits} | {failure.subject for failure in failures}
+    _check_every_subject(choice["subject"], tried, candidates)
     order = {str(key): n for n, (key, _) in enumerate(chosen)}
     fits.sort(key=lambda f: (*_sort_key(f), order[str(SpaceKey(f.kind, f.space, f.res, f.den))]))
-    read = {d.name: d.root for d in (*raws, *preprocessed)}
-    return Selection(tuple(fits), tuple(dict.fromkeys(warnings)), read)
+    read = _by_name((*preprocessed, *raws))
+    return Selection(tuple(fits), tuple(dict.fromkeys(warnings)), read, tuple(failures))
 
 
 def _make_fit(key: SpaceKey, group: Group, finder: Companions) -> Fit:
@@ -280,11 +305,11 @@ def _check_subjects(wanted: tuple[str, ...] | None, roots: Sequence[Path]) -> tu
 
 
 def _check_every_subject(
-    wanted: tuple[str, ...] | None, fits: Sequence[Fit], candidates: Sequence[Candidate]
+    wanted: tuple[str, ...] | None, tried: set[str], candidates: Sequence[Candidate]
 ) -> None:
     """A participant asked for by name must be there; otherwise a run would end well without it."""
     for label in wanted or ():
-        if not any(fit.subject == label for fit in fits):
+        if label not in tried:
             there = sorted({str(c.key) for c in candidates if c.run["subject"] == label})
             raise NoInputError(
                 f"sub-{label} has no BOLD in the space chosen; it has {', '.join(there) or 'none'}.",
@@ -309,6 +334,16 @@ def _drop_tasks_without_events(
     if bare:
         warnings.append(f"Left out, having no events: {', '.join(f'task-{task}' for task in bare)}.")
     return [c for c in candidates if tasks[c.run["task"]]]
+
+
+def _by_name(datasets: Sequence[Dataset]) -> dict[str, Path]:
+    """Roots by name, each once; a name taken gets a number."""
+    read: dict[str, Path] = {}
+    for dataset in datasets:
+        if dataset.root not in read.values():
+            names = (dataset.name, *(f"{dataset.name}{n}" for n in range(2, len(datasets) + 2)))
+            read[next(name for name in names if name not in read)] = dataset.root
+    return read
 
 
 def _sort_key(fit: Fit) -> tuple:

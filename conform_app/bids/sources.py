@@ -67,6 +67,8 @@ def locate_sources(bids_dir: Path, derivatives: Mapping[str, Path | str] | None 
     if is_derivative(description):
         preprocessed = [(_pipeline(description), bids_dir), *named]
         raw = [("bids", bids_dir), *_linked(bids_dir, description)]
+        listed = ", ".join(str(path) for _, path in raw[1:]) or "no raw dataset that it links to"
+        warnings.append(f"{bids_dir} is a derivative: events are sought in it, then in {listed}.")
     else:
         if description is None:
             warnings.append(f"{bids_dir} has no dataset_description.json; taken for a raw dataset.")

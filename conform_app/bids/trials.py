@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 SAME_ONSET = 1e-3  # s; closer trials cannot be told apart
 OVERLAP = 0.05  # s; a shorter overlap is timing jitter of the stimulus computer
+CLOSE = 2.0  # s; median distance below which single responses can hardly be told apart
 TAIL = 8.0  # s; less after the last onset cuts off the peak of its response
 
 
@@ -97,8 +98,8 @@ class TrialTable:
     def to_frame(self) -> pd.DataFrame:
         """The trial table: index, run, onset, duration, trial_type, stim_id, repeat.
 
-        ``index`` is that of the volume, from 0; ``run`` the BIDS label.  A ``session`` column follows when the
-        fit pools sessions.
+        ``index`` is that of the volume, from 0; ``run`` the BIDS label.  A ``session`` column follows when
+        the fit pools sessions.
         """
         import pandas as pd
 
@@ -196,6 +197,14 @@ def build_trials(
         raise DataError(
             f"{fit.name}: no trial is left in any run, e.g. {tables[0].path}.",
             "Check --ignore-trials and --stim-column.",
+        )
+    gaps = [b.onset - a.onset for trials in per_run for a, b in pairwise(trials)]
+    if gaps and float(np.median(gaps)) < CLOSE:
+        hint = (
+            "" if settings.block_column else "; if rows are parts of blocks, merge them with --block-column"
+        )
+        warnings.append(
+            f"Trials are {np.median(gaps):.1f} s apart (median), too close to tell apart well{hint}."
         )
     return _table(fit, per_run, column, warnings)
 
