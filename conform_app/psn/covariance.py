@@ -1,0 +1,371 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Generative modelling of signal and noise (GSN): covariances of the signal and of the noise across units.
+
+The response of n units to condition c in trial j is ``x_cj = s_c + e_cj`` with ``s ~ (mnS, cS)`` and
+``e ~ (0, cN)``.  With t trials per condition the trial averages have covariance ``cD = cS + cN / t``.
+
+* ``cN``: mean over conditions of the unbiased covariance over trials, shrunk towards its diagonal.  Trials enter
+  through orthonormal contrasts ``h`` (t - 1 of them, rows of Helmert's matrix): ``F_N = X h'`` has the same outer
+  product as the residuals ``X - mean`` in fewer columns.
+* ``cD``: covariance over conditions of the averages, shrunk as well; ``cS = cD - cN / t``.
+* ``cSb, cNb``: both positive semi-definite and consistent with the data, by turns (`biconvex`):
+  ``cSb = PSD(cD - cNb / t)``, ``cNb = PSD(a cN + b (cD - cSb))``.
+
+Kay, Prince, Gebhart, Tuckute, Zhou, Naselaris, Schutt (2025), "Disentangling signal and noise in neural
+responses through generative modeling".  All in float64.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from scipy.linalg import helmert
+
+from conform_app.errors import UsageError
+from conform_app.psn.intake import Usable, usable_data
+from conform_app.psn.shrinkage import (
+    DEFAULT_LEVELS,
+    best_level,
+    held_out_mask,
+    nll_of_levels,
+    nll_of_scales,
+    shrunk,
+    split_order,
+)
+
+_MAX_ROUNDS = 100
+_SAME = 0.999  # Pearson r between rounds at which the iteration stops
+
+
+@dataclass(frozen=True, eq=False)
+class GSNResult:
+    """Signal and noise covariances of n units.
+
+    Attributes
+    ----------
+    signal_cov, noise_cov : ndarray, (n_units, n_units) float64
+        Positive semi-definite estimates (cSb, cNb); rows of units left out are zero.
+    signal_cov_raw, noise_cov_raw : ndarray, (n_units, n_units) float64
+        Before the alternation (cS, cN).
+    signal_mean : ndarray, (n_units,) float64
+        Mean over conditions.
+    ncsnr : ndarray, (n_units,) float64
+        Signal sd over noise sd of a single trial.
+    shrink_noise, shrink_data : float
+        Shrinkage levels of cN and cD, 1 = not shrunk.
+    n_iter : int
+        Rounds of the alternation beyond the first.
+    n_trials : float
+        Trials per condition that an average stands for (T in PSN).
+    n_trials_data : float
+        Trials averaged for cD (the smallest number when trials are uneven).
+    valid : ndarray, (n_units,) bool
+        False for units left out: constant, not finite, without noise, or partly missing.
+    """
+
+    signal_cov: np.ndarray
+    noise_cov: np.ndarray
+    signal_cov_raw: np.ndarray
+    noise_cov_raw: np.ndarray
+    signal_mean: np.ndarray
+    ncsnr: np.ndarray
+    shrink_noise: float
+    shrink_data: float
+    n_iter: int
+    n_trials: float
+    n_trials_data: float
+    valid: np.ndarray
+    # Eigenvalues (not clipped) and eigenvectors behind signal_cov, when the alternation needed them.
+    signal_eig: tuple[np.ndarray, np.ndarray] | None = field(default=None, repr=False)
+
+
+def fit_gsn(
+    data: np.ndarray,
+    *,
+    shrink: bool = True,
+    shrink_levels: np.ndarray | None = None,
+    uneven: str = "fast",
+    reference: bool = False,
+) -> GSNResult:
+    """Estimate signal and noise covariances from repeated trials.
+
+    Parameters
+    ----------
+    data : array_like, (n_units, n_conditions, n_trials)
+        Responses in any one unit of measurement; NaN marks a missing trial.
+    shrink : bool, default True
+        Choose shrinkage towards the diagonal on held-out conditions; False: none.
+    shrink_levels : array_like, optional
+        Levels to choose from, instead of 0, 0.02, ..., 1.
+    uneven : {"fast", "missing"}, default "fast"
+        What to do when trials are missing.  "fast": a trial counts only where all units have it.  "missing":
+        pairwise over the trials that two units share (costly: a few n x n products a condition).
+    reference : bool, default False
+        Reproduce the published code to rounding: no unit is left out (one constant unit then turns off shrinkage
+        for all), 1e-10 is added to singular matrices, a single unit's variance is scaled by the level.
+
+    Returns
+    -------
+    GSNResult
+
+    Raises
+    ------
+    DataError
+        If data are not 3-D, have no repeats, or a condition has no valid trial.
+    UsageError
+        If an option is out of range.
+    """
+    if uneven not in ("fast", "reference", "missing"):
+        raise UsageError(f"uneven = {uneven!r} is not known.", 'Choose "fast" or "missing".')
+    levels = level_grid(shrink, shrink_levels)
+    usable = usable_data(data, keep_partial=uneven == "missing", keep_all=reference)
+    if uneven == "missing" and np.isnan(usable.x).any():
+        from conform_app.psn.pairwise import gsn_pairwise
+
+        return embed(gsn_pairwise(usable, levels, reference=reference), usable.valid)
+    return embed(gsn_complete(usable, levels, levels, reference=reference), usable.valid)
+
+
+def level_grid(shrink: bool, shrink_levels: np.ndarray | None) -> np.ndarray:
+    """The shrinkage levels to choose from."""
+    if shrink_levels is None:
+        return DEFAULT_LEVELS if shrink else np.ones(1)
+    levels = np.atleast_1d(np.asarray(shrink_levels, dtype=float)).ravel()
+    if levels.size == 0 or not np.all((levels >= 0) & (levels <= 1)):
+        raise UsageError(f"Shrinkage levels {shrink_levels} are not in 0..1.", "Give numbers from 0 to 1.")
+    return levels
+
+
+def gsn_complete(
+    usable: Usable, noise_levels: np.ndarray, data_levels: np.ndarray, *, reference: bool = False
+) -> GSNResult:
+    """GSN where a trial is either there for all units or for none.
+
+    Grids of a single level fix the shrinkage, which saves the two eigendecompositions of the choice.
+    """
+    n_conditions = usable.there.shape[0]
+    factor, condition, dof, means, t_min = contrasts_and_means(usable)
+    counts = usable.there.sum(axis=1)
+    t_mean = max(counts[counts > 1].sum() / n_conditions, 1.0)
+    s_n = _noise_level(factor, condition, dof, n_conditions, noise_levels, reference)
+    factor /= np.sqrt(dof * (counts > 1).sum())
+    c_n = shrunk(factor @ factor.T, s_n, reference=reference)
+    del factor
+    s_d = _data_level(means, data_levels, reference)
+    mean = means.mean(axis=1)
+    deviations = (means - mean[:, None]) / np.sqrt(n_conditions - 1)
+    c_d = shrunk(deviations @ deviations.T, s_d, reference=reference)
+    c_s = c_d - c_n / t_min
+    fit = biconvex(c_n, c_s, c_d, 1.0 / t_min, t_mean, n_conditions, ridge=1e-10 if reference else 0.0)
+    return GSNResult(
+        signal_cov=fit.signal,
+        noise_cov=fit.noise,
+        signal_cov_raw=c_s,
+        noise_cov_raw=c_n,
+        signal_mean=mean,
+        ncsnr=ncsnr_of(c_s, c_n),
+        shrink_noise=s_n,
+        shrink_data=s_d,
+        n_iter=fit.n_iter,
+        n_trials=float(t_mean),
+        n_trials_data=float(t_min),
+        valid=usable.valid,
+        signal_eig=fit.signal_eig,
+    )
+
+
+def contrasts_and_means(usable: Usable) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, int]:
+    """Within-condition contrasts and averages over an equal number of trials.
+
+    Returns
+    -------
+    factor : ndarray, (n_units, q)
+        Contrasts of all conditions with at least two trials.
+    condition, dof : ndarray, (q,)
+        Condition of each column and its number of trials minus one.
+    means : ndarray, (n_units, n_conditions)
+        Averages of the first ``t_min`` valid trials in the order of `split_order`.
+    t_min : int
+        The smallest number of valid trials of a condition.
+    """
+    x, there = usable.x, usable.there
+    counts = there.sum(axis=1)
+    t_min = int(counts.min())
+    means = np.empty(x.shape[:2])
+    blocks, conditions, dofs = [], [], []
+    for k in np.unique(counts):
+        rows = np.flatnonzero(counts == k)
+        trials = np.argsort(~there[rows], axis=1, kind="stable")[:, :k]  # valid trials in ascending order
+        whole = rows.size == there.shape[0] and k == there.shape[1]
+        y = x if whole else x[:, rows[:, None], trials]
+        picked = np.sort(split_order(k)[:t_min])
+        means[:, rows] = y.mean(axis=2) if t_min == k else y[:, :, picked].mean(axis=2)
+        if k > 1:
+            # Contrasts ignore what is common to all trials, so the first trial may serve as the origin:
+            # a constant unit then gives exact zeros.
+            block = (y[:, :, 1:] - y[:, :, :1]) @ helmert(k)[:, 1:].T
+            blocks.append(block.reshape(len(x), -1))
+            conditions.append(np.repeat(rows, k - 1))
+            dofs.append(np.full(rows.size * (k - 1), k - 1.0))
+    factor = blocks[0] if len(blocks) == 1 else np.concatenate(blocks, axis=1)
+    return factor, np.concatenate(conditions), np.concatenate(dofs), means, t_min
+
+
+def _noise_level(
+    factor: np.ndarray,
+    condition: np.ndarray,
+    dof: np.ndarray,
+    n_conditions: int,
+    levels: np.ndarray,
+    reference: bool,
+) -> float:
+    """Level of cN: likelihood of the held-out conditions' residuals."""
+    if levels.size == 1:
+        return float(levels[0])
+    held = held_out_mask(n_conditions)[condition]
+    n_train = np.unique(condition[~held]).size
+    # k - 1 contrasts stand for k residual vectors.
+    n_points = int(np.round(((dof[held] + 1) / dof[held]).sum()))
+    train = factor[:, ~held] / np.sqrt(dof[~held] * n_train)
+    return _level(train, factor[:, held], n_points, levels, reference, "noise")
+
+
+def _data_level(means: np.ndarray, levels: np.ndarray, reference: bool) -> float:
+    """Level of cD: likelihood of the held-out conditions' averages about the training mean."""
+    if levels.size == 1:
+        return float(levels[0])
+    held = held_out_mask(means.shape[1])
+    mean = means[:, ~held].mean(axis=1, keepdims=True)
+    n_train = int((~held).sum())
+    train = (means[:, ~held] - mean) / np.sqrt(max(n_train - 1, 1))
+    return _level(train, means[:, held] - mean, int(held.sum()), levels, reference, "data")
+
+
+def _level(
+    train: np.ndarray, points: np.ndarray, n_points: int, levels: np.ndarray, reference: bool, what: str
+) -> float:
+    if reference and len(train) == 1:
+        nll = nll_of_scales((train**2).sum(), (points**2).sum() / max(n_points, 1), levels)
+        return best_level(nll if n_points else np.full(levels.size, np.nan), levels, what)
+    if not reference:
+        # A unit that does not vary in the training part must not decide for all others.
+        size = np.einsum("ij,ij->i", train, train)
+        keep = size > np.finfo(float).eps ** 2 * size.max(initial=0.0)
+        if not keep.all():
+            train, points = train[keep], points[keep]
+    return best_level(nll_of_levels(train, points, n_points, levels), levels, what)
+
+
+@dataclass(frozen=True, eq=False)
+class Biconvex:
+    """Result of the alternation: both covariances, the rounds, the eigenpairs behind the signal's."""
+
+    signal: np.ndarray
+    noise: np.ndarray
+    n_iter: int
+    signal_eig: tuple[np.ndarray, np.ndarray] | None
+
+
+def biconvex(
+    c_n: np.ndarray,
+    c_s: np.ndarray,
+    c_d: np.ndarray,
+    bias: float | np.ndarray,
+    t_mean: float,
+    n_conditions: int,
+    *,
+    ridge: float = 0.0,
+) -> Biconvex:
+    """Positive semi-definite signal and noise covariances that together explain ``c_d`` and ``c_n``.
+
+    ``bias`` is the share of the noise covariance in that of the averages (1/t, or one value per pair of units).
+    """
+    c, t = n_conditions, t_mean
+    den = c * t**2 * (t - 1) + c - 1
+    a, b = c * (t - 1) * t**2 / den, (c - 1) * t / den
+    old_n, old_s, noise = c_n, c_s, c_n
+    n_iter = 0
+    for _ in range(_MAX_ROUNDS):
+        signal, eig = to_psd(c_d - noise * bias, ridge)
+        noise, _unused = to_psd(a * c_n + b * (c_d - signal), ridge)
+        if _settled(signal, old_s) and _settled(noise, old_n):
+            break
+        n_iter += 1
+        old_s, old_n = signal, noise
+    return Biconvex(signal, noise, n_iter, eig)
+
+
+def to_psd(m: np.ndarray, ridge: float = 0.0) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray] | None]:
+    """The nearest positive semi-definite matrix, with the eigenpairs of m if they were needed."""
+    m = (m + m.T) / 2
+    if _is_positive(m):
+        return m, None
+    w, v = np.linalg.eigh(m)
+    n_negative = int(np.searchsorted(w, 0.0))
+    if n_negative < m.shape[0] // 2:
+        bad = v[:, :n_negative]
+        m = m - (bad * w[:n_negative]) @ bad.T
+    else:
+        good = v[:, n_negative:]
+        m = (good * w[n_negative:]) @ good.T
+    m = (m + m.T) / 2
+    if ridge and not _is_positive(m):
+        m[np.diag_indices_from(m)] += ridge
+    return m, (w, v)
+
+
+def _is_positive(m: np.ndarray) -> bool:
+    try:
+        np.linalg.cholesky(m)
+    except np.linalg.LinAlgError:
+        return False
+    return True
+
+
+def _settled(new: np.ndarray, old: np.ndarray) -> bool:
+    if new.size == 1:
+        return bool(abs(new.item() - old.item()) < 1e-5)
+    mean_new, mean_old = new.mean(), old.mean()
+    cross = np.vdot(new, old) - new.size * mean_new * mean_old
+    power = (np.vdot(new, new) - new.size * mean_new**2) * (np.vdot(old, old) - new.size * mean_old**2)
+    return bool(power > 0 and cross / np.sqrt(power) > _SAME)
+
+
+def ncsnr_of(c_s: np.ndarray, c_n: np.ndarray) -> np.ndarray:
+    """Signal sd over noise sd from the diagonals; 0 where there is no noise variance."""
+    signal, noise = np.sqrt(np.maximum(c_s.diagonal(), 0)), np.sqrt(np.maximum(c_n.diagonal(), 0))
+    return np.divide(signal, noise, out=np.zeros_like(signal), where=noise > 0)
+
+
+def embed(fit: GSNResult, valid: np.ndarray) -> GSNResult:
+    """Put units that were left out back, with zero covariance."""
+    if valid.all():
+        return fit
+    n = valid.size
+    where = np.ix_(valid, valid)
+
+    def square(c: np.ndarray) -> np.ndarray:
+        out = np.zeros((n, n))
+        out[where] = c
+        return out
+
+    def vector(v: np.ndarray, fill: float) -> np.ndarray:
+        out = np.full(n, fill)
+        out[valid] = v
+        return out
+
+    return GSNResult(
+        signal_cov=square(fit.signal_cov),
+        noise_cov=square(fit.noise_cov),
+        signal_cov_raw=square(fit.signal_cov_raw),
+        noise_cov_raw=square(fit.noise_cov_raw),
+        signal_mean=vector(fit.signal_mean, np.nan),
+        ncsnr=vector(fit.ncsnr, np.nan),
+        shrink_noise=fit.shrink_noise,
+        shrink_data=fit.shrink_data,
+        n_iter=fit.n_iter,
+        n_trials=fit.n_trials,
+        n_trials_data=fit.n_trials_data,
+        valid=valid,
+    )

@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which units and trials can enter an estimate.
+
+A trial of a condition is missing when no unit has it.  A unit is left out when it cannot be modelled: infinite
+or entirely missing, without a trial that others have, constant, or without any noise.  Units left out never
+touch the others; callers put them back.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from conform_app.errors import DataError
+
+_NO_NOISE = 1e-20  # noise variance relative to the mean square below which it is rounding
+
+
+@dataclass(frozen=True, eq=False)
+class Usable:
+    """Data that an estimate can use.
+
+    Attributes
+    ----------
+    x : ndarray, (n_valid, n_conditions, n_trials) float64
+        Responses of the valid units, NaN where missing.
+    there : ndarray, (n_conditions, n_trials) bool
+        Trials that all valid units have.
+    valid : ndarray, (n_units,) bool
+        Units that are used.
+    """
+
+    x: np.ndarray
+    there: np.ndarray
+    valid: np.ndarray
+
+
+def usable_data(data: np.ndarray, *, keep_partial: bool = False, keep_all: bool = False) -> Usable:
+    """Check responses and select units and trials.
+
+    Parameters
+    ----------
+    data : array_like, (n_units, n_conditions, n_trials)
+    keep_partial : bool, default False
+        Keep units that miss some trials that others have.
+    keep_all : bool, default False
+        Leave no unit out, whatever it holds.
+
+    Raises
+    ------
+    DataError
+        If nothing usable remains; the message says why.
+    """
+    data = as_responses(data)
+    if keep_all:
+        there = ~np.isnan(data).any(axis=0)
+        valid = np.ones(len(data), dtype=bool)
+    else:
+        there, valid = _select(data, keep_partial)
+    counts = there.sum(axis=1)
+    if not keep_partial and (counts == 0).any():
+        raise DataError(
+            f"Condition {int(np.argmin(counts))} has no valid trial.",
+            "Leave out conditions that were never shown; every condition needs one trial that all units have.",
+        )
+    if not keep_partial and counts.max(initial=0) < 2:
+        raise DataError("No condition is repeated.", "Signal and noise can only be told apart with repeats.")
+    if data.shape[1] < 2:
+        raise DataError("There is only one condition.", "Covariances need at least two conditions.")
+    x = data if valid.all() else data[valid]
+    return Usable(np.ascontiguousarray(x, dtype=np.float64), there, valid)
+
+
+def as_responses(data: np.ndarray) -> np.ndarray:
+    """Check that data are real numbers, units x conditions x trials, with at least two trials."""
+    data = np.asarray(data)
+    if data.ndim != 3:
+        raise DataError(
+            f"Responses have {data.ndim} dimensions instead of 3.", "Give (n_units, n_conditions, n_trials)."
+        )
+    if not np.issubdtype(data.dtype, np.floating):
+        if not np.issubdtype(data.dtype, np.integer):
+            raise DataError(f"Responses of type {data.dtype} are not real numbers.", "Give a numeric array.")
+        data = data.astype(np.float64)
+    if 0 in data.shape:
+        raise DataError(f"Responses of shape {data.shape} are empty.", "Check the mask and the trials.")
+    if data.shape[2] < 2:
+        raise DataError("There is only one trial per condition.", "Telling noise from signal needs repeats.")
+    return data
+
+
+def _select(data: np.ndarray, keep_partial: bool) -> tuple[np.ndarray, np.ndarray]:
+    missing = np.isnan(data)
+    valid = ~np.isinf(data).any(axis=(1, 2)) & ~missing.all(axis=(1, 2))
+    if valid.any():
+        there = ~missing[valid].all(axis=0)
+        if not keep_partial:
+            valid &= ~(missing & there).any(axis=(1, 2))
+    if valid.any():
+        valid[valid] = _has_noise(data[valid])
+    if not valid.any():
+        raise DataError(
+            "No unit is left: all are constant, not finite, or without noise.",
+            "Check the mask and that repeats are different trials.",
+        )
+    if keep_partial:
+        there = ~missing[valid].any(axis=0)
+    return there, valid
+
+
+def _has_noise(x: np.ndarray) -> np.ndarray:
+    """True for units whose repeats differ by more than rounding."""
+    out = np.zeros(len(x), dtype=bool)
+    step = max(1, (1 << 23) // max(1, x[0].size))
+    for start in range(0, len(x), step):
+        y = x[start : start + step].astype(np.float64)
+        there = ~np.isnan(y)
+        y = np.where(there, y, 0.0)
+        count = there.sum(axis=2)
+        mean = y.sum(axis=2) / np.maximum(count, 1)
+        within = np.where(there, y - mean[:, :, None], 0.0)
+        noise = np.einsum("uct,uct->u", within, within)
+        size = np.einsum("uct,uct->u", y, y)
+        out[start : start + step] = noise > _NO_NOISE * size
+    return out

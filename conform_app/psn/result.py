@@ -1,0 +1,216 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a PSN fit gives: the denoised responses, and the noise that was taken out.
+
+The denoiser is kept as axes B and numbers of dimensions K, never as an n x n matrix:
+
+    global:  x -> B_K B_K' (x - m) + m             unit u:  x_u -> B[u, :K_u] B[:, :K_u]' (x - m) + m_u
+    wiener:  x -> cSb (cSb + cNb / T)^-1 (x - m) + m
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+from scipy.linalg import cho_factor, cho_solve
+
+from conform_app.errors import DataError, UsageError
+from conform_app.psn.covariance import GSNResult
+
+_BLOCK_VALUES = 1 << 23
+
+
+@dataclass(frozen=True, eq=False)
+class PSNResult:
+    """Denoised responses with the partition of signal and noise behind them.
+
+    Attributes
+    ----------
+    denoised : ndarray, (n_units, n_conditions) float64
+        Denoised trial averages, in the unit of the data.  Units left out hold their trial averages.
+    averages : ndarray, (n_units, n_conditions) float64
+        Trial averages before denoising.
+    unit_means : ndarray, (n_units,) float64
+        Mean over conditions, which is not touched.
+    threshold : int or ndarray, (n_units,) int, or float
+        Dimensions kept: of the population, of each unit (0 for units left out), or effective (Wiener).
+    axes : ndarray, (n_valid, D) float64
+        Orthonormal axes of the valid units, best first.
+    eigenvalues : ndarray, (D,), or None
+    signal_var, noise_var : ndarray, (D,) float64
+        Signal and single-trial noise variance along the axes.
+    cv_error : ndarray, (D + 1,), or None
+        Mean squared error of predicting left-out trials with 0..D dimensions, mean over units.
+    kept_signal, removed_signal, kept_noise, removed_noise : ndarray, (n_units,) float64
+        Variance over conditions of signal and of noise (of an average over T trials) that each unit keeps and
+        loses; NaN for units left out.
+    n_trials : float
+        T, trials per condition that an average stands for.
+    valid : ndarray, (n_units,) bool
+        False for units that could not be modelled (constant, not finite, partly missing, without noise).
+    mode, basis_name, criterion, level, cv_scheme : str
+        What was done; level is "global" or "unit", cv_scheme "trials", "conditions", "shared" or "".
+    gsn : GSNResult
+        Covariances of the valid units.
+    account : tuple of str
+        The same in sentences.
+    """
+
+    denoised: np.ndarray
+    averages: np.ndarray
+    unit_means: np.ndarray
+    threshold: int | float | np.ndarray
+    axes: np.ndarray
+    eigenvalues: np.ndarray | None
+    signal_var: np.ndarray
+    noise_var: np.ndarray
+    cv_error: np.ndarray | None
+    kept_signal: np.ndarray
+    removed_signal: np.ndarray
+    kept_noise: np.ndarray
+    removed_noise: np.ndarray
+    n_trials: float
+    valid: np.ndarray
+    mode: str
+    basis_name: str
+    criterion: str
+    level: str
+    cv_scheme: str
+    gsn: GSNResult
+    account: tuple[str, ...]
+    data: np.ndarray = field(repr=False)
+
+    @property
+    def n_dims(self) -> int | float:
+        """Dimensions kept: of the population, or the median over valid units."""
+        if isinstance(self.threshold, np.ndarray):
+            return float(np.median(self.threshold[self.valid]))
+        return self.threshold
+
+    @property
+    def basis(self) -> np.ndarray:
+        """Axes of all units, (n_units, D), zero for units left out."""
+        return self._whole(self.axes)
+
+    @property
+    def signal_subspace(self) -> np.ndarray:
+        """Axes that at least one unit keeps, (n_units, K)."""
+        return self._whole(self.axes[:, : self._most()])
+
+    @property
+    def noise_subspace(self) -> np.ndarray:
+        """Axes that no unit keeps, (n_units, D - K)."""
+        return self._whole(self.axes[:, self._most() :])
+
+    def noise(self) -> np.ndarray:
+        """Estimate of the noise of every trial: data minus the denoised response of its condition.
+
+        Returns
+        -------
+        ndarray, (n_units, n_conditions, n_trials)
+            In the dtype of the data, NaN where a trial is missing.
+        """
+        dtype = self.data.dtype if np.issubdtype(self.data.dtype, np.floating) else np.float64
+        return np.subtract(self.data, self.denoised[:, :, None].astype(dtype), dtype=dtype)
+
+    def apply(self, responses: np.ndarray, *, n_trials: float | None = None) -> np.ndarray:
+        """Denoise other responses of the same units, such as left-out trials or other conditions.
+
+        Parameters
+        ----------
+        responses : array_like, (n_units,) or (n_units, ...)
+            Trials or averages in the unit of the training data.
+        n_trials : float, optional
+            Trials that each response is the average of; used by Wiener only (default: T of the training data).
+
+        Returns
+        -------
+        ndarray of the shape of `responses`, float64
+            Units left out of the fit are returned unchanged.
+
+        Raises
+        ------
+        DataError
+            If the number of units differs.
+        UsageError
+            If n_trials is not positive.
+        """
+        responses = np.asarray(responses, dtype=np.float64)
+        if responses.ndim == 0 or responses.shape[0] != self.valid.size:
+            raise DataError(
+                f"Responses of shape {responses.shape} do not have the {self.valid.size} units of the fit.",
+                "Give (n_units, n_responses) with the units in the same order.",
+            )
+        out = responses.reshape(len(responses), -1).copy()
+        m = self.unit_means[self.valid, None]
+        z = out[self.valid] - m
+        if self.criterion == "wiener":
+            t = self.n_trials if n_trials is None else float(n_trials)
+            if not t > 0:
+                raise UsageError(
+                    f"n_trials = {n_trials} is not positive.", "Give the number of trials averaged."
+                )
+            out[self.valid] = wiener(self.gsn.signal_cov, self.gsn.noise_cov, t, z) + m
+        else:
+            k = self.threshold[self.valid] if isinstance(self.threshold, np.ndarray) else self.threshold
+            out[self.valid] = truncate(self.axes, k, z) + m
+        return out.reshape(responses.shape)
+
+    def _most(self) -> int:
+        if self.criterion == "wiener":
+            return self.axes.shape[1]
+        return int(np.max(self.threshold))
+
+    def _whole(self, axes: np.ndarray) -> np.ndarray:
+        if self.valid.all():
+            return axes
+        out = np.zeros((self.valid.size, axes.shape[1]))
+        out[self.valid] = axes
+        return out
+
+
+def truncate(axes: np.ndarray, k: int | np.ndarray, z: np.ndarray) -> np.ndarray:
+    """Centred responses (n, m) rebuilt from the first k axes, k one number or one per unit."""
+    if np.ndim(k) == 0:
+        kept = axes[:, : int(k)]
+        return kept @ (kept.T @ z)
+    most = int(k.max(initial=0))
+    coordinates = axes[:, :most].T @ z
+    out = np.zeros_like(z)
+    for rows in row_blocks(len(axes), max(most, z.shape[1])):
+        out[rows] = np.where(np.arange(most) < k[rows, None], axes[rows, :most], 0.0) @ coordinates
+    return out
+
+
+def wiener(signal_cov: np.ndarray, noise_cov: np.ndarray, n_trials: float, z: np.ndarray) -> np.ndarray:
+    """``cSb A^-1 z`` with ``A = cSb + cNb / T``; see `wiener_matrix_of`."""
+    return signal_cov @ cho_solve(
+        cho_factor(wiener_matrix_of(signal_cov, noise_cov, n_trials), lower=True), z
+    )
+
+
+def wiener_matrix_of(signal_cov: np.ndarray, noise_cov: np.ndarray, n_trials: float) -> np.ndarray:
+    """A, the covariance of averages over T trials, with 1e-10 of its mean variance added to the diagonal."""
+    a = signal_cov + noise_cov / n_trials
+    a[np.diag_indices_from(a)] += 1e-10 * np.trace(a) / len(a)
+    return a
+
+
+def kept_variance(axes: np.ndarray, k: int | np.ndarray, *variances: np.ndarray) -> list[np.ndarray]:
+    """For each array of variances along the axes, what each unit keeps of it: ``sum_{d <= k} B_ud^2 var_d``."""
+    along = np.stack(variances, axis=1)
+    limit = np.broadcast_to(np.asarray(k), (len(axes),))
+    out = np.empty((len(axes), along.shape[1]))
+    for rows in row_blocks(len(axes), axes.shape[1]):
+        weights = axes[rows] ** 2
+        weights[np.arange(axes.shape[1]) >= limit[rows, None]] = 0.0
+        out[rows] = weights @ along
+    return list(out.T)
+
+
+def row_blocks(n: int, width: int) -> Iterator[slice]:
+    """Slices over n rows that hold a bounded number of values."""
+    size = max(1, _BLOCK_VALUES // max(1, width))
+    for start in range(0, n, size):
+        yield slice(start, min(start + size, n))
