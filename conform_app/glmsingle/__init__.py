@@ -6,7 +6,8 @@ A (assumed HRF), B (best HRF of a library per voxel), C (B with noise regressors
 """
 
 from conform_app.glmsingle.design import RunTrials
+from conform_app.glmsingle.estimator import fit_glmsingle
 from conform_app.glmsingle.options import GLMsingleOptions
 from conform_app.glmsingle.result import GLMsingleResult
 
-__all__ = ["GLMsingleOptions", "GLMsingleResult", "RunTrials"]
+__all__ = ["GLMsingleOptions", "GLMsingleResult", "RunTrials", "fit_glmsingle"]

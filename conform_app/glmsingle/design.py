@@ -258,3 +258,8 @@ def orthonormal_in_order(columns: np.ndarray, off: np.ndarray, tol: float = 1e-8
         if np.linalg.norm(v) > tol * max(length, np.finfo(float).tiny):
             out[:, k] = v / np.linalg.norm(v)
     return out
+
+
+def off_all(groups: Sequence[np.ndarray], poly: np.ndarray) -> np.ndarray:
+    """Nuisance columns of several groups side by side, orthonormal in their order and off ``poly``."""
+    return orthonormal_in_order(np.hstack([np.asarray(g, dtype=np.float64) for g in groups]), poly)

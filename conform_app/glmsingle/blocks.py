@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Voxels in blocks: how the data are read and how many voxels are worked on at once.
+
+Data stay where they are (arrays, memory maps, anything that slices by its first axis); a block is read run by run
+as float32.  The number of voxels in a block follows from the memory allowed and has no effect on results beyond
+rounding, since every step after the choice of the noise pool is per voxel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from conform_app.errors import DataError, UsageError
+
+DEFAULT_WORK = 1 << 30
+"""Bytes for the working arrays when no limit is given."""
+MOST_VOXELS = 32768
+FEWEST_VOXELS = 256
+
+
+class Series:
+    """Time series of all runs, read by voxel.
+
+    Parameters
+    ----------
+    data : sequence of (n_voxels, n_volumes) arrays, or of (X, Y, Z, n_volumes)
+        One per run.
+
+    Raises
+    ------
+    DataError
+        Naming the run (from 1) whose shape does not fit.
+    """
+
+    def __init__(self, data: Sequence) -> None:
+        if hasattr(data, "ndim") or len(data) == 0:
+            raise DataError("The data are not a list of runs.", "Give a list with one array per run.")
+        self._runs = [run if hasattr(run, "shape") else np.asarray(run) for run in data]
+        first = tuple(self._runs[0].shape)
+        for r, run in enumerate(self._runs, 1):
+            shape = tuple(run.shape)
+            if len(shape) not in (2, 4) or 0 in shape:
+                raise DataError(f"Run {r}: the data have shape {shape}.", "Give (n_voxels, n_volumes).")
+            if shape[:-1] != first[:-1]:
+                raise DataError(
+                    f"Run {r}: the data have shape {shape}, run 1 has {first}.",
+                    "All runs need the same voxels in the same order.",
+                )
+            if shape[-1] < 3:
+                raise DataError(f"Run {r} has {shape[-1]} volumes.", "Leave this run out.")
+        if len(first) == 4:
+            self._runs = [np.asarray(run).reshape(-1, run.shape[-1]) for run in self._runs]
+        self.n_voxels = int(self._runs[0].shape[0])
+        self.n_volumes = tuple(int(run.shape[1]) for run in self._runs)
+
+    @property
+    def n_runs(self) -> int:
+        """Number of runs."""
+        return len(self._runs)
+
+    def cut(self, n_volumes: Sequence[int]) -> None:
+        """Keep the first volumes of each run only."""
+        self.n_volumes = tuple(min(a, int(b)) for a, b in zip(self.n_volumes, n_volumes, strict=True))
+
+    def read(self, run: int, lo: int, hi: int, rows: np.ndarray | None = None) -> np.ndarray:
+        """A new float32 array of voxels lo to hi, or of ``rows`` (counted from lo) among them."""
+        block = self._runs[run][lo:hi]
+        block = np.asarray(block)[:, : self.n_volumes[run]]
+        block = block if rows is None else block[rows]
+        return np.array(block, dtype=np.float32, order="C")
+
+
+def block_length(bytes_per_voxel: int, fixed: int, n_voxels: int, max_memory, chunklen) -> int:
+    """Voxels per block.
+
+    Parameters
+    ----------
+    bytes_per_voxel : int
+        Working memory that grows with the block.
+    fixed : int
+        Bytes taken whatever the block: results and factorisations.
+    n_voxels : int
+    max_memory : float or None
+        Bytes for the fit beyond the data that were passed in.
+    chunklen : int or None
+        Largest block wished for.
+
+    Raises
+    ------
+    UsageError
+        When ``max_memory`` does not even hold results and the smallest block.
+    """
+    work = DEFAULT_WORK
+    if max_memory is not None:
+        work = float(max_memory) - fixed
+        need = fixed + FEWEST_VOXELS * bytes_per_voxel
+        if work < FEWEST_VOXELS * bytes_per_voxel and n_voxels > FEWEST_VOXELS:
+            raise UsageError(
+                f"The fit needs at least {need / 2**30:.2f} GiB beside the data; {float(max_memory) / 2**30:.2f} are "
+                "allowed.",
+                "Allow more memory, keep fewer types, or fit fewer voxels at once.",
+            )
+    length = int(max(FEWEST_VOXELS, min(MOST_VOXELS, work // bytes_per_voxel)))
+    if chunklen is not None:
+        length = min(length, int(chunklen))
+    return max(1, min(length, n_voxels))
+
+
+def blocks(n_voxels: int, length: int) -> Iterator[tuple[int, int]]:
+    """(lo, hi) of each block."""
+    for lo in range(0, n_voxels, length):
+        yield lo, min(lo + length, n_voxels)
