@@ -1,0 +1,444 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The output folder as a BIDS dataset: whose it is, with which settings, from which inputs.
+
+One folder holds the results of one set of settings.  Its ``dataset_description.json`` carries their hash and
+``logs/configuration-<hash>.json`` spells them out; another hash is refused.  The description is created in
+one step that fails if somebody else was first, so that of many processes starting at once in one folder all
+with the same settings go on, and of those with different settings only the first.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import uuid
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from conform_app.bids.naming import bidsignore, descriptions
+from conform_app.bids.provenance import plain, write_json, write_text, write_tsv
+from conform_app.errors import CannotCreateError, UsageError
+
+BIDS_VERSION = "1.11.1"
+NAME = "CONFORM"
+_NO_HARD_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK, errno.EACCES)
+_README = """\
+# CONFORM derivatives
+
+Single-trial responses to stimuli, estimated from preprocessed task fMRI and denoised, with measures of their
+reliability. Written by CONFORM; `dataset_description.json` says by which version, from which datasets and
+with which settings (spelled out in `logs/`), `logs/CITATION.md` how to describe and cite it.
+
+- `sub-*/[ses-*/]func/*_trials.tsv`: one row a trial, in the order of the maps of single-trial responses;
+- `*_stat-effect_desc-typeD_statmap.*`: those responses (percent signal change, shrunk by ridge regression);
+- `*_conditions.tsv` and `*_stat-effect_desc-psn_statmap.*`: the denoised average of each condition;
+- `*_stat-ncsnr_*`, `*_stat-noiseceiling_*`, `*_stat-reliability_*`: how reliable they are;
+- `sub-*.html`: report. `descriptions.tsv` explains each `desc-`, the JSON beside a file the file.
+
+BIDS has no rule yet for most of these names; `.bidsignore` lists them for the validator.
+"""
+
+
+def check_folders(
+    bids_dir: str | Path,
+    output_dir: str | Path,
+    work_dir: str | Path | None = None,
+    derivatives: Iterable[str | Path] = (),
+) -> None:
+    """Refuse combinations of folders that would write into the inputs.
+
+    Parameters
+    ----------
+    bids_dir, output_dir : path
+    work_dir : path, optional
+    derivatives : paths
+        Input derivatives.
+
+    Raises
+    ------
+    UsageError
+        The output is an input; the work folder is the output or lies within the input.
+    """
+    bids, output = _real(bids_dir), _real(output_dir)
+    if output == bids:
+        raise UsageError(
+            f"The output folder {output_dir} is the input dataset.",
+            f"Use for instance {Path(bids_dir) / 'derivatives' / 'conform'}.",
+        )
+    for path in derivatives:
+        if "://" not in str(path) and output == _real(path):
+            raise UsageError(
+                f"The output folder {output_dir} is one of the input derivatives.", "Use a folder of its own."
+            )
+    if work_dir is None:
+        return
+    work = _real(work_dir)
+    if work == output:
+        raise UsageError(
+            f"The work folder {work_dir} is the output folder.", "Use -w with a folder outside of it."
+        )
+    if work.is_relative_to(bids):
+        raise UsageError(
+            f"The work folder {work_dir} lies within the input dataset {bids_dir}.",
+            "Use -w with a folder outside of it.",
+        )
+
+
+def _real(path: str | Path) -> Path:
+    return Path(os.path.realpath(path))
+
+
+def check_output(
+    output_dir: str | Path,
+    configuration: Mapping[str, Any],
+    configuration_hash: str,
+    *,
+    overwrite: bool = False,
+) -> None:
+    """Check that results of these settings may be written to a folder, and can be.
+
+    Parameters
+    ----------
+    output_dir : path
+        Made if it does not exist.
+    configuration : mapping
+        The settings that alter results.
+    configuration_hash : str
+    overwrite : bool
+        Go on over results of other settings (but never over a dataset of somebody else).
+
+    Raises
+    ------
+    CannotCreateError
+        The folder cannot be written, is another dataset, or holds results of other settings (the message
+        names those that differ).
+    """
+    output_dir = Path(output_dir)
+    _check_writable(output_dir)
+    existing = _read_description(output_dir)
+    if existing is not None and not overwrite:
+        _check_hash(output_dir, existing, configuration, configuration_hash)
+
+
+def _check_writable(output_dir: Path) -> None:
+    probe = output_dir / f".{uuid.uuid4().hex}.tmp"
+    try:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        with probe.open("xb"):
+            pass
+        probe.unlink()
+    except OSError as error:
+        raise CannotCreateError(
+            f"The output folder {output_dir} cannot be written ({error.strerror}).",
+            "Choose another folder, or change its permissions.",
+        ) from error
+
+
+def _read_description(output_dir: Path) -> dict[str, Any] | None:
+    """Return the description if it is ours, None if there is none.
+
+    Raises
+    ------
+    CannotCreateError
+        It is somebody else's, or cannot be read.
+    """
+    path = output_dir / "dataset_description.json"
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise CannotCreateError(
+            f"{path} cannot be read ({error}).", "Repair it, or choose another output folder."
+        ) from error
+    if _own_entry(content) is None:
+        name = content.get("Name") if isinstance(content, dict) else None
+        raise CannotCreateError(
+            f"{output_dir} is another dataset ({name or 'without a name'}).",
+            "Choose an output folder of its own, for instance derivatives/conform.",
+        )
+    return content
+
+
+def _own_entry(description: Any) -> dict[str, Any] | None:
+    """Return our entry of GeneratedBy: the first one, if it is ours."""
+    chain = description.get("GeneratedBy") if isinstance(description, dict) else None
+    first = chain[0] if isinstance(chain, list) and chain else None
+    return first if isinstance(first, dict) and first.get("Name") == NAME else None
+
+
+def _check_hash(
+    output_dir: Path, existing: Mapping[str, Any], configuration: Mapping[str, Any], digest: str
+) -> None:
+    found = (_own_entry(existing) or {}).get("ConfigurationHash")
+    if found == digest:
+        return
+    difference = _difference(output_dir, found, configuration)
+    raise CannotCreateError(
+        f"{output_dir} holds results of other settings{difference}.",
+        "Choose another output folder, use the same settings, or add --overwrite.",
+    )
+
+
+def _difference(output_dir: Path, found: Any, configuration: Mapping[str, Any]) -> str:
+    """Say which settings differ, as far as the folder tells."""
+    try:
+        old = json.loads(_configuration_path(output_dir, str(found)).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return ""
+    before, now = _flat(old), _flat(plain(configuration))
+    names = [name for name in sorted(before.keys() | now.keys()) if before.get(name) != now.get(name)]
+    changes = [f"{name}: {_short(before.get(name))} there, {_short(now.get(name))} now" for name in names[:8]]
+    more = f"; and {len(names) - 8} more" if len(names) > 8 else ""
+    return f" ({'; '.join(changes)}{more})" if names else ""
+
+
+def _flat(content: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(content, Mapping):
+        return {prefix: content}
+    out: dict[str, Any] = {}
+    for name, value in content.items():
+        out |= _flat(value, f"{prefix}.{name}" if prefix else str(name))
+    return out
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _configuration_path(output_dir: Path, digest: str) -> Path:
+    return output_dir / "logs" / f"configuration-{re.sub(r'[^A-Za-z0-9]', '', digest)}.json"
+
+
+def write_dataset(
+    output_dir: str | Path,
+    *,
+    version: str,
+    configuration: Mapping[str, Any],
+    configuration_hash: str,
+    inputs: Mapping[str, str | Path],
+    overwrite: bool = False,
+    environ: Mapping[str, str] | None = None,
+) -> Path:
+    """Make the output folder a BIDS derivative dataset, or bring it up to date.
+
+    Writes ``dataset_description.json``, ``.bidsignore``, ``descriptions.tsv`` and ``.json``,
+    ``logs/configuration-<hash>.json``, and a README if there is none. Safe in several processes at once.
+    Called at the start, so that a crash leaves a valid dataset, and at the end.
+
+    Parameters
+    ----------
+    output_dir : path
+    version : str
+        Of CONFORM.
+    configuration : mapping
+        The settings that alter results; no paths, no resources.
+    configuration_hash : str
+        Of the configuration.
+    inputs : mapping from name to folder or URL
+        Datasets read, e.g. ``{"raw": ..., "fmriprep": ...}``; become DatasetLinks, and their descriptions
+        give the chain of GeneratedBy, SourceDatasets, License and whom to acknowledge.
+    overwrite : bool
+        Replace the description of results of other settings. Nothing else is removed.
+    environ : mapping, optional
+        Environment variables, which tell the container; by default the process's own.
+
+    Returns
+    -------
+    Path
+        The description.
+
+    Raises
+    ------
+    CannotCreateError
+        See `check_output`.
+    """
+    output_dir = Path(output_dir)
+    _check_writable(output_dir)
+    content = _describe(
+        output_dir, version, configuration_hash, inputs, os.environ if environ is None else environ
+    )
+    path = output_dir / "dataset_description.json"
+    while not _create(path, _json(content)):
+        existing = _read_description(output_dir)
+        if existing is None:  # removed in between
+            continue
+        if not overwrite:
+            _check_hash(output_dir, existing, configuration, configuration_hash)
+            content = _merge(existing, content)
+        if existing != content:
+            write_json(path, content)
+        break
+    # only now: the folder is ours
+    write_json(_configuration_path(output_dir, configuration_hash), configuration)
+    _write_ignore(output_dir / ".bidsignore")
+    rows = descriptions()
+    write_tsv(
+        output_dir / "descriptions.tsv",
+        {"desc_id": [row[0] for row in rows], "description": [row[1] for row in rows]},
+    )
+    write_json(
+        output_dir / "descriptions.json",
+        {
+            "desc_id": {"Description": "The desc entity of file names."},
+            "description": {"Description": "What it means."},
+        },
+    )
+    if not any(output_dir.glob("README*")):
+        _create(output_dir / "README.md", _README)
+    return path
+
+
+def _json(content: Mapping[str, Any]) -> str:
+    return json.dumps(plain(content), indent=2, ensure_ascii=False) + "\n"
+
+
+def _create(path: Path, text: str) -> bool:
+    """Create a complete file in one step; False, and nothing changed, if it exists."""
+    if path.exists():
+        return False
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    write_text(temporary, text)
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        return False
+    except OSError as error:
+        if error.errno not in _NO_HARD_LINKS:
+            raise CannotCreateError(
+                f"{path} cannot be written ({error.strerror}).", "Check the disk."
+            ) from error
+        os.replace(temporary, path)  # no hard links here (some network disks): the last one wins
+    finally:
+        temporary.unlink(missing_ok=True)
+    return True
+
+
+def _write_ignore(path: Path) -> None:
+    """Write ``.bidsignore``; lines that somebody added stay."""
+    try:
+        old = path.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        old = []
+    lines = old + [line for line in bidsignore() if line not in old]
+    if lines != old:
+        write_text(path, "\n".join(lines) + "\n")
+
+
+def _describe(
+    output_dir: Path,
+    version: str,
+    digest: str,
+    inputs: Mapping[str, str | Path],
+    environ: Mapping[str, str],
+) -> dict[str, Any]:
+    found = {name: _input_description(root) for name, root in inputs.items()}
+    own: dict[str, Any] = {"Name": NAME, "Version": version, "CodeURL": _code_url()}
+    own |= {"Container": _container(environ), "ConfigurationHash": digest}
+    own = {name: value for name, value in own.items() if value}
+    first = next((text for text in (d.get("Name") for d in found.values()) if text), "a BIDS dataset")
+    licences = list(dict.fromkeys(d["License"] for d in found.values() if d.get("License")))
+    content = {
+        "Name": f"{NAME}: single-trial responses from {first}",
+        "BIDSVersion": BIDS_VERSION,
+        "DatasetType": "derivative",
+        "License": "; ".join(licences) or None,
+        "HowToAcknowledge": _acknowledge(found.values()),
+        "GeneratedBy": _distinct([own, *(e for d in found.values() for e in _entries(d, "GeneratedBy"))]),
+        "SourceDatasets": _distinct([s for d in found.values() for s in _sources(d)]) or None,
+        "DatasetLinks": {name: _link(root, output_dir) for name, root in inputs.items()} or None,
+    }
+    return {name: value for name, value in content.items() if value is not None}
+
+
+def _input_description(root: str | Path) -> dict[str, Any]:
+    """Read an input's description; an input without a readable one contributes nothing."""
+    if "://" in str(root):
+        return {}
+    try:
+        content = json.loads((Path(root) / "dataset_description.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _entries(description: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
+    value = description.get(name)
+    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
+
+
+def _sources(description: Mapping[str, Any]) -> list[dict[str, Any]]:
+    doi = str(description.get("DatasetDOI") or "").removeprefix("doi:").removeprefix("https://doi.org/")
+    own = [{"URL": f"https://doi.org/{doi}", "DOI": doi}] if doi else []
+    return own + _entries(description, "SourceDatasets")
+
+
+def _distinct(items: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    out: list[dict[str, Any]] = []
+    for item in items:
+        if item not in out:
+            out.append(item)
+    return out
+
+
+def _acknowledge(found: Iterable[Mapping[str, Any]]) -> str:
+    asked = dict.fromkeys(
+        " ".join(str(d["HowToAcknowledge"]).split()) for d in found if d.get("HowToAcknowledge")
+    )
+    own = "Cite the references in logs/CITATION.md."
+    return " ".join([own, *(f"The source dataset asks: {text}" for text in asked)])
+
+
+def _container(environ: Mapping[str, str]) -> dict[str, str] | None:
+    """Say which container this runs in, if any: a tag, or the file's name without its path."""
+    if tag := environ.get("CONFORM_DOCKER_TAG"):
+        return {"Type": "docker", "Tag": tag}
+    for name, kind in (("APPTAINER_CONTAINER", "apptainer"), ("SINGULARITY_CONTAINER", "singularity")):
+        if image := environ.get(name):
+            if "://" in image:
+                return {"Type": kind, "URI": image}
+            return {"Type": kind, "Tag": Path(image).name}
+    return None
+
+
+def _code_url() -> str | None:
+    """Return the address of the source as the installed package gives it."""
+    from importlib.metadata import PackageNotFoundError, metadata
+
+    try:
+        urls = metadata("conform-app").get_all("Project-URL") or []
+    except PackageNotFoundError:
+        return None
+    found = dict(line.split(", ", 1) for line in urls if ", " in line)
+    return found.get("Source") or found.get("Repository") or next(iter(found.values()), None)
+
+
+def _link(root: str | Path, output_dir: Path) -> str:
+    """Link a dataset: relative if it travels with the output (a near neighbour), else as a URI."""
+    if "://" in str(root):
+        return str(root)
+    target, here = _real(root), _real(output_dir)
+    common = Path(os.path.commonpath([target, here]))
+    relative = os.path.relpath(target, here)
+    if common != Path(common.anchor) and relative.count("..") <= 2:
+        return Path(relative).as_posix()
+    return target.as_uri()
+
+
+def _merge(existing: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    """Keep the inputs that earlier runs with the same settings named."""
+    out = dict(new)
+    own, *_ = new["GeneratedBy"]
+    before = [entry for entry in _entries(existing, "GeneratedBy")[1:] if entry.get("Name") != NAME]
+    out["GeneratedBy"] = _distinct([own, *new["GeneratedBy"][1:], *before])
+    sources = _distinct([*_entries(new, "SourceDatasets"), *_entries(existing, "SourceDatasets")])
+    if sources:
+        out["SourceDatasets"] = sources
+    links = dict(existing.get("DatasetLinks") or {}) | dict(new.get("DatasetLinks") or {})
+    if links:
+        out["DatasetLinks"] = links
+    return out
