@@ -43,7 +43,9 @@ def components(gram: np.ndarray, n: int) -> np.ndarray:
     """
     values, vectors = np.linalg.eigh(gram)
     order = np.argsort(values)[::-1][:n]
-    order = order[values[order] > 1e-10 * max(values[order[0]], np.finfo(float).tiny)] if order.size else order
+    order = (
+        order[values[order] > 1e-10 * max(values[order[0]], np.finfo(float).tiny)] if order.size else order
+    )
     out = vectors[:, order]
     peak = out[np.argmax(np.abs(out), axis=0), np.arange(out.shape[1])]
     out = out * np.sign(peak)

@@ -122,13 +122,13 @@ class SampledResponses:
             np.arange(len(self.samples)) * self.tr, self.samples.astype(np.float64)
         )
 
-    def sample(self, lags: np.ndarray, duration: float) -> np.ndarray:  # noqa: ARG002 - same face as the tables
+    def sample(self, lags: np.ndarray, duration: float) -> np.ndarray:
         lags = np.asarray(lags, dtype=np.float64)
         # Onsets on the grid give lags a rounding error past the last sample: read that sample, not zero.
         near = np.where(np.abs(lags - self._last) < 1e-6 * self.tr, self._last, lags)
         return _within(self._curve, near, self._last, np.inf).astype(np.float32)
 
-    def on_grid(self, duration: float) -> np.ndarray:  # noqa: ARG002
+    def on_grid(self, duration: float) -> np.ndarray:
         return self.samples
 
 

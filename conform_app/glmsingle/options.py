@@ -106,7 +106,7 @@ class GLMsingleOptions:
             object.__setattr__(self, name, value)
 
         put("fracs", _fractions(self.fracs))
-        if self.pcstop != int(self.pcstop) and self.pcstop <= 0 or 0 < self.pcstop < 1:
+        if (self.pcstop != int(self.pcstop) and self.pcstop <= 0) or 0 < self.pcstop < 1:
             raise UsageError(
                 f"pcstop is {self.pcstop}.", "Give 1 or more, or minus a whole number of regressors."
             )

@@ -40,7 +40,9 @@ def pair_matrix(condition: np.ndarray, run: np.ndarray, folds: Sequence[Sequence
     shape = (condition.size, condition.size)
     if not rows:
         return coo_array(shape, dtype=np.float32).tocsr()
-    return coo_array((np.concatenate(counts), (np.concatenate(rows), np.concatenate(cols))), shape=shape).tocsr()
+    return coo_array(
+        (np.concatenate(counts), (np.concatenate(rows), np.concatenate(cols))), shape=shape
+    ).tocsr()
 
 
 class Standard(NamedTuple):
@@ -72,7 +74,8 @@ class Badness:
         self.n_pairs = float(pairs.sum())
         _, which = np.unique(session, return_inverse=True)
         self._groups = [
-            torch.as_tensor(np.flatnonzero((which == s) & usable), device=device) for s in range(which.max() + 1)
+            torch.as_tensor(np.flatnonzero((which == s) & usable), device=device)
+            for s in range(which.max() + 1)
         ]
         self._one_session = len(self._groups) == 1
         self._which = torch.as_tensor(which, device=device)

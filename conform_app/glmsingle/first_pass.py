@@ -1,0 +1,206 @@
+# SPDX-License-Identifier: Apache-2.0
+"""First pass: means, on/off model, assumed HRF (A), and the best HRF of the library per voxel (B).
+
+All of it is per voxel, so one reading of the data does.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from conform_app.glmsingle import factor as fac
+from conform_app.glmsingle import fit
+from conform_app.glmsingle.problem import Problem
+
+
+@dataclass(eq=False)
+class Library:
+    """Results of the first pass (names as in `TypeA`, `TypeB`)."""
+
+    valid: np.ndarray
+    mean_vol: np.ndarray
+    n_nonfinite: int
+    n_constant: int
+    n_zero_mean: int
+    onoff_betas: np.ndarray
+    onoff_r2: np.ndarray
+    assumed_betas: np.ndarray | None
+    betas: np.ndarray | None
+    fit_hrf_r2: np.ndarray
+    fit_hrf_r2_run: np.ndarray
+    hrf_index: np.ndarray
+    hrf_index_run: np.ndarray
+    r2: np.ndarray
+    r2_run: np.ndarray
+
+
+class _OnOff:
+    """All trials as one condition, one beta for all runs, assumed HRF."""
+
+    def __init__(self, problem: Problem, extra: list[np.ndarray]) -> None:
+        self.weights, self.plain, self.size, self.plain_size = [], [], 0.0, []
+        for r in problem.runs:
+            x = problem.assumed[r].astype(np.float64).sum(axis=1).astype(np.float32).astype(np.float64)
+            plain = fac.off(problem.poly[r], x)
+            clean = fac.off(extra[r], plain)
+            self.size += float(clean @ clean)
+            self.plain_size.append(float(plain @ plain))
+            put = lambda a: torch.as_tensor(a, dtype=torch.float32, device=problem.device)  # noqa: E731
+            self.weights.append(put(clean))
+            self.plain.append(put(plain))
+
+    def fit(self, ys: list[torch.Tensor], energies: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        total = torch.stack(energies).sum(dim=0)
+        dot = sum((y @ w).to(torch.float64) for y, w in zip(ys, self.weights, strict=True))
+        beta = dot / self.size if self.size > 0 else torch.zeros_like(dot)
+        left = total.clone()
+        for y, x, size in zip(ys, self.plain, self.plain_size, strict=True):
+            left += beta.square() * size - 2 * beta * (y @ x).to(torch.float64)
+        return beta, fit.r2(left, total)
+
+
+@dataclass(eq=False)
+class _Scan:
+    """What one reading of a block tells of its voxels; ``series`` are the raw data, run by run."""
+
+    finite: np.ndarray
+    varies: np.ndarray
+    mean: np.ndarray
+    run_mean: np.ndarray
+    series: list[np.ndarray]
+
+
+def _scan(problem: Problem, lo: int, hi: int) -> _Scan:
+    finite, varies = np.ones(hi - lo, bool), np.ones(hi - lo, bool)
+    totals, series = [], []
+    for r in problem.runs:
+        y = problem.series.read(r, lo, hi)
+        good = np.isfinite(y).all(axis=1)
+        y[~good] = 0
+        top, bottom = y.max(axis=1), y.min(axis=1)
+        # Interpolating a constant leaves rounding behind, which is no signal.
+        varies &= (top - bottom) > 1e-6 * np.maximum(np.abs(top), np.abs(bottom))
+        finite &= good
+        totals.append(y.sum(axis=1, dtype=np.float64))
+        series.append(y)
+    lengths = problem.plan.n_volumes
+    mean = (sum(totals) / sum(lengths)).astype(np.float32)
+    return _Scan(finite, varies, mean, np.stack(totals, axis=1) / lengths, series)
+
+
+def _empty_library(problem: Problem) -> Library:
+    n, n_runs, n_hrfs = problem.series.n_voxels, problem.plan.n_runs, problem.n_hrfs
+    n_trials, keep = problem.plan.n_trials, problem.options.keep
+    return Library(
+        valid=np.zeros(n, bool),
+        mean_vol=problem.empty(),
+        n_nonfinite=0,
+        n_constant=0,
+        n_zero_mean=0,
+        onoff_betas=problem.empty(1),
+        onoff_r2=np.full(n, np.nan),
+        assumed_betas=problem.empty(n_trials) if "A" in keep else None,
+        betas=problem.empty(n_trials) if "B" in keep else None,
+        fit_hrf_r2=problem.empty(n_hrfs),
+        fit_hrf_r2_run=problem.empty(n_runs, n_hrfs),
+        hrf_index=np.full(n, -1, np.int32),
+        hrf_index_run=np.full((n, n_runs), -1, np.int32),
+        r2=problem.empty(),
+        r2_run=problem.empty(n_runs),
+    )
+
+
+def library_pass(problem: Problem, extra: list[np.ndarray]) -> Library:
+    """First pass: types A and B.  Betas come in the data's unit."""
+    options, out = problem.options, _empty_library(problem)
+    factors = problem.factors(extra, range(problem.n_hrfs))
+    onoff = _OnOff(problem, extra)
+    assumed = [
+        fit.to_run(fac.least_squares(problem.assumed[r], problem.poly[r], extra[r]), problem.device)
+        for r in problem.runs
+    ]
+    separate = _separate(problem, extra) if options.wantlss else None
+    for lo, hi in problem.walk("HRFs"):
+        scan = _scan(problem, lo, hi)
+        nonzero = (scan.mean != 0) | (not options.wantpercentbold)
+        good = scan.finite if options.reference else scan.finite & scan.varies & nonzero
+        out.n_nonfinite += int((~scan.finite).sum())
+        out.n_constant += int((scan.finite & ~scan.varies).sum())
+        out.n_zero_mean += int((scan.finite & scan.varies & ~nonzero).sum())
+        out.mean_vol[lo:hi] = np.where(scan.finite, scan.mean, np.nan)
+        out.valid[lo:hi] = good
+        rows = np.flatnonzero(good)
+        if not rows.size:
+            continue
+        ys = [fit.detrend(scan.series.pop(0)[rows], problem.poly_t[r]) for r in problem.runs]
+        at = lo + rows
+        energies = [fit.energy(y) for y in ys]
+        beta, r2 = onoff.fit(ys, energies)
+        out.onoff_betas[at, 0], out.onoff_r2[at] = beta.cpu().numpy(), r2.cpu().numpy()
+        if out.assumed_betas is not None:
+            out.assumed_betas[at] = _all_runs(problem, ys, assumed).cpu().numpy()
+        best = _best_hrf(problem, out, at, ys, energies, factors)
+        if out.betas is not None:
+            _betas(problem, out, at, ys, best, factors, separate)
+            if separate is not None and options.reference and options.wantpercentbold:
+                # The reference takes percent of each run's own mean here.
+                out.betas[at] *= (scan.mean[:, None] / scan.run_mean)[rows][:, problem.plan.trial_run]
+    return out
+
+
+def _separate(problem: Problem, extra: list[np.ndarray]) -> dict[tuple[int, int], torch.Tensor]:
+    return {
+        (r, h): torch.as_tensor(
+            fac.separate_weights(problem.library[r][:, :, h], problem.poly[r], extra[r]),
+            dtype=torch.float32,
+            device=problem.device,
+        )
+        for r in problem.runs
+        for h in range(problem.n_hrfs)
+    }
+
+
+def _all_runs(problem: Problem, ys: list[torch.Tensor], runs: list[fit.Run]) -> torch.Tensor:
+    """Least-squares betas of all runs: (V, n_trials)."""
+    out = torch.empty((len(ys[0]), problem.plan.n_trials), device=problem.device)
+    for y, run, trials in zip(ys, runs, problem.plan.slices(), strict=True):
+        fit.least_squares(y, run, out[:, trials])
+    return out
+
+
+def _best_hrf(problem: Problem, out: Library, at, ys, energies, factors) -> torch.Tensor:
+    """Index of each voxel's best HRF, (V,); fills R2 and indices of voxels ``at`` in ``out``."""
+    n_runs, n_hrfs = problem.plan.n_runs, problem.n_hrfs
+    explained = torch.empty((len(at), n_runs, n_hrfs), dtype=torch.float64, device=problem.device)
+    for r, y in enumerate(ys):
+        for h in range(n_hrfs):
+            explained[:, r, h] = fit.explained(y, factors[r, h])
+    per_run = torch.stack(energies, dim=1)
+    total = per_run.sum(dim=1)
+    r2 = fit.r2(total[:, None] - explained.sum(dim=1), total[:, None])
+    r2_run = fit.r2(per_run[:, :, None] - explained, per_run[:, :, None])
+    best = torch.nan_to_num(r2, nan=-torch.inf).argmax(dim=1)
+    best_run = torch.nan_to_num(r2_run, nan=-torch.inf).argmax(dim=2)
+    out.fit_hrf_r2[at] = r2.cpu().numpy()
+    out.fit_hrf_r2_run[at] = r2_run.cpu().numpy()
+    out.hrf_index[at] = best.cpu().numpy()
+    out.hrf_index_run[at] = best_run.cpu().numpy()
+    out.r2[at] = r2.gather(1, best[:, None])[:, 0].cpu().numpy()
+    chosen = best[:, None, None].expand(-1, n_runs, 1)
+    out.r2_run[at] = r2_run.gather(2, chosen)[:, :, 0].cpu().numpy()
+    return best
+
+
+def _betas(problem: Problem, out: Library, at, ys, best: torch.Tensor, factors, separate) -> None:
+    """Type B betas of voxels ``at`` into ``out``."""
+    for h in torch.unique(best).tolist():
+        rows = torch.nonzero(best == h)[:, 0]
+        group = [y[rows] for y in ys]
+        if separate is None:
+            betas = _all_runs(problem, group, [factors[r, h] for r in problem.runs])
+        else:
+            betas = torch.cat([y @ separate[r, h] for r, y in enumerate(group)], dim=1)
+        out.betas[at[rows.cpu().numpy()]] = betas.cpu().numpy()
