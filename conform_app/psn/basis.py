@@ -141,11 +141,9 @@ def variance_along(axes: np.ndarray, cov: np.ndarray) -> np.ndarray:
 
 def order_of(basis: Basis, ordering: str, n_trials: float) -> np.ndarray:
     """Indices that put the axes into the order in which they are kept, best first."""
-    if ordering == "eigenvalues":
-        if basis.eigenvalues is None:
-            return np.arange(basis.axes.shape[1])
+    if ordering == "eigenvalues" and basis.eigenvalues is not None:
         key = basis.eigenvalues
-    elif ordering == "signalvariance":
+    elif ordering in ("eigenvalues", "signalvariance"):  # axes that are no eigenvectors go by signal variance
         key = basis.signal_var
     elif ordering == "prediction":
         key = basis.signal_var - basis.noise_var / n_trials

@@ -16,53 +16,22 @@ Prince et al. (2025), "Partitioning signal and noise in neural data" (PSN).  All
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
 from conform_app.errors import DataError, UsageError
 from conform_app.psn import crossval
-from conform_app.psn.basis import ORDERINGS, Basis, make_basis, order_of
+from conform_app.psn.basis import Basis, make_basis, order_of
 from conform_app.psn.covariance import GSNResult, gsn_complete, level_grid
 from conform_app.psn.intake import Usable, as_responses, usable_data
+from conform_app.psn.options import PSNOptions, check_options
 from conform_app.psn.pairwise import gsn_pairwise
 from conform_app.psn.result import PSNResult, kept_variance, truncate, wiener, wiener_matrix_of
 from conform_app.psn.selection import choose_analytic, compare_bases
 
-CRITERIA = ("cv", "prediction", "max-tradeoff", "variance", "variance_eigenvalues", "wiener")
-LEVELS = {"global": "global", "population": "global", "unit": "unit", "hybrid": "unit"}
-MODES = {
-    "cv": ("difference", "cv"),
-    "standard": ("signal", "max-tradeoff"),
-    "conservative": ("signal", "variance"),
-    "aggressive": ("difference", "prediction"),
-    "compare": ("compare", "max-tradeoff"),
-    "wiener": ("signal", "wiener"),
-}
 _MIN_CONDITIONS = 4  # for axes from other conditions
 _CONDITION_GROUPS = 5
-
-
-@dataclass(frozen=True, eq=False)
-class PSNOptions:
-    """Checked choices of a fit; see `fit_psn`."""
-
-    mode: str
-    basis: str | np.ndarray
-    criterion: str
-    level: str
-    ordering: str
-    cv_basis: str
-    max_folds: int
-    variance_threshold: float
-    alpha: float | None
-    allowed: np.ndarray | None
-    groups: np.ndarray | None
-
-    @property
-    def basis_name(self) -> str:
-        """Name of the basis, "custom" for a matrix."""
-        return self.basis if isinstance(self.basis, str) else "custom"
 
 
 def fit_psn(
@@ -368,75 +337,3 @@ def _account(
     level = "the population" if options.level == "global" else "each unit"
     sentences.append(f"PSN kept {kept} of the {options.basis_name} basis, chosen for {level} by {how}.")
     return tuple(sentences)
-
-
-def check_options(
-    n_units, mode, threshold, basis, criterion, ordering, cv_basis, max_folds, variance_threshold, alpha,
-    allowable_thresholds, unit_groups,
-) -> PSNOptions:  # fmt: skip
-    """Fill in the mode's choices and refuse what is unknown or contradictory."""
-    _one_of("mode", mode, MODES)
-    _one_of("threshold", threshold, LEVELS)
-    _one_of("ordering", ordering, ORDERINGS)
-    _one_of("cv_basis", cv_basis, ("refit", "all"))
-    default_basis, default_criterion = MODES[mode]
-    criterion = default_criterion if criterion is None else criterion
-    _one_of("criterion", criterion, CRITERIA)
-    given = basis is not None
-    basis = default_basis if basis is None else basis
-    if isinstance(basis, str):
-        _one_of("basis", basis, ("signal", "difference", "noise", "pca", "random", "compare"))
-    else:
-        basis = np.asarray(basis, dtype=float)
-        if basis.ndim != 2 or basis.shape[0] != n_units or not 1 <= basis.shape[1] <= n_units:
-            raise UsageError(
-                f"A basis of shape {basis.shape} does not go with {n_units} units.",
-                "Give (n_units, 1..n_units).",
-            )
-    if not 0 <= variance_threshold <= 1:
-        raise UsageError(f"variance_threshold = {variance_threshold} is not in 0..1.", "Give a share.")
-    if alpha is not None and not 0 <= alpha <= 1:
-        raise UsageError(f"alpha = {alpha} is not in 0..1.", "Give a number from 0 to 1, or None.")
-    if isinstance(max_folds, bool) or max_folds < 2:
-        raise UsageError(f"max_folds = {max_folds} is too small.", "Give 2 or more.")
-    level = LEVELS[threshold]
-    if criterion == "wiener" and (
-        given or level == "unit" or alpha is not None or allowable_thresholds is not None
-    ):
-        raise UsageError(
-            "Wiener truncates nothing, so it takes no basis, level, alpha or thresholds.", "Drop them."
-        )
-    if criterion == "variance_eigenvalues" and (
-        level == "unit" or not isinstance(basis, str) or basis == "random"
-    ):
-        raise UsageError(
-            "variance_eigenvalues needs eigenvectors and one global cut.", 'Use criterion="variance".'
-        )
-    if basis is not None and isinstance(basis, str) and basis == "compare" and criterion == "cv":
-        raise UsageError('basis="compare" goes with an analytic criterion only.', 'Use mode="compare".')
-    allowed = _integers("allowable_thresholds", allowable_thresholds, None)
-    groups = _integers("unit_groups", unit_groups, n_units)
-    if allowed is not None:
-        allowed = np.unique(allowed)
-        level = "global" if allowed.size == 1 else level
-    return PSNOptions(
-        mode, basis, criterion, level, ordering, cv_basis, int(max_folds), float(variance_threshold), alpha,
-        allowed, groups,
-    )  # fmt: skip
-
-
-def _one_of(name: str, value: object, known: object) -> None:
-    if not isinstance(value, str) or value not in known:
-        raise UsageError(f"{name} = {value!r} is not known.", f"Choose one of {', '.join(known)}.")
-
-
-def _integers(name: str, value: object, length: int | None) -> np.ndarray | None:
-    if value is None:
-        return None
-    array = np.atleast_1d(np.asarray(value))
-    whole = array.ndim == 1 and array.size and np.issubdtype(array.dtype, np.number)
-    if not whole or not np.all(np.isfinite(array)) or (array < 0).any() or (array != np.round(array)).any():
-        raise UsageError(f"{name} must hold non-negative whole numbers.", "Give a vector of integers.")
-    if length is not None and array.size != length:
-        raise UsageError(f"{name} has {array.size} entries for {length} units.", "Give one per unit.")
-    return array.astype(np.int64)

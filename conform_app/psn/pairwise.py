@@ -94,6 +94,11 @@ def _noise_and_bias(x: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.nda
     return total / n_noise, bias / n_bias
 
 
+def noise_share(mask: np.ndarray) -> np.ndarray:
+    """Mean over conditions of ``n_ij / (n_i n_j)`` for a mask (n_units, n_conditions, n_trials)."""
+    return _noise_and_bias(np.zeros(mask.shape), mask)[1]
+
+
 def _masked_cov(d: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """Unbiased covariance over columns of the pairs of rows, each over the columns both have."""
     m = mask.astype(np.float64)

@@ -7,12 +7,11 @@ variances weighted by that share.  Units of a group share the cut found on the m
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
 from conform_app.psn.basis import Basis, make_basis, order_of, variance_along
 from conform_app.psn.covariance import GSNResult
+from conform_app.psn.options import PSNOptions
 from conform_app.psn.result import truncate
 from conform_app.psn.threshold import (
     cumulative,
@@ -22,9 +21,6 @@ from conform_app.psn.threshold import (
     pick_tradeoff,
     pick_variance,
 )
-
-if TYPE_CHECKING:
-    from conform_app.psn.estimator import PSNOptions
 
 
 def choose_analytic(
