@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """GLMsingle: single-trial responses from fMRI time series (Prince et al. 2022, eLife 11:e77599).
 
-Arrays in, arrays out: this package knows neither files nor BIDS.  `fit_glmsingle` makes four versions of the betas:
-A (assumed HRF), B (best HRF of a library per voxel), C (B with noise regressors), D (C with fractional ridge).
+Arrays in, arrays out: this package knows neither files nor BIDS.  `fit_glmsingle` makes four versions of
+the betas: A (assumed HRF), B (best HRF of a library per voxel), C (B with noise regressors), D (C with
+fractional ridge).
 """
 
 from conform_app.glmsingle.design import RunTrials

@@ -48,8 +48,9 @@ def _left_out(result, first) -> str:
     if not left:
         return f"All {n} voxels were fitted."
     return (
-        f"{n - left} of {n} voxels were fitted; left out were {first.n_nonfinite} with values that are not finite, "
-        f"{first.n_constant} that are constant in some run and {first.n_zero_mean} with a mean of zero."
+        f"{n - left} of {n} voxels were fitted; left out were {first.n_nonfinite} with values that are not "
+        f"finite, {first.n_constant} that are constant in some run and {first.n_zero_mean} with a mean of "
+        "zero."
     )
 
 
@@ -67,7 +68,7 @@ def _hrfs(result) -> str:
     index = result.type_b.hrf_index[result.valid & np.isfinite(result.type_b.r2)]
     counts = np.bincount(index, minlength=n)
     text = ", ".join(f"{i}: {c}" for i, c in enumerate(counts) if c)
-    return f"Each voxel has the HRF of {n} that explained its series best (HRF: voxels; 0 is the first) - {text}."
+    return f"Each voxel has the HRF of {n} that explained its series best (HRF, from 0: voxels) - {text}."
 
 
 def _denoising(result, fitted: bool) -> list[str]:
@@ -77,22 +78,23 @@ def _denoising(result, fitted: bool) -> list[str]:
     options, says = result.options, []
     if fitted:
         says.append(
-            f"The on/off R2 of signal and noise voxels separate at {result.r2_threshold:.3g} % (two Gaussians)."
+            f"The on/off R2 of signal and noise voxels separate at {result.r2_threshold:.3g} % (two "
+            "Gaussians)."
         )
     limit = result.r2_threshold if options.brainR2 is None else options.brainR2
     percentile, factor = options.brainthresh
     says.append(
-        f"{int(c.noise_pool.sum())} voxels with an on/off R2 below {limit:.3g} % and a mean above {factor:g} times "
-        f"the {percentile:g}th percentile form the noise pool."
+        f"{int(c.noise_pool.sum())} voxels with an on/off R2 below {limit:.3g} % and a mean above "
+        f"{factor:g} times the {percentile:g}th percentile form the noise pool."
     )
     if c.xval_trend is None:
         says.append(f"{c.pcnum} noise regressors per run were used, as asked for.")
         return says
     gain = (1 - c.xval_trend[c.pcnum] / c.xval_trend[0]) * 100 if c.xval_trend[0] else 0.0
     says.append(
-        f"{c.pcnum} of up to {len(c.xval_trend) - 1} noise regressors were chosen: over {int(c.pc_voxels.sum())} "
-        f"responsive voxels they lower the median cross-validated error by {gain:.1f} %, and more of them would add "
-        f"little (stop factor {options.pcstop:g})."
+        f"{c.pcnum} of up to {len(c.xval_trend) - 1} noise regressors were chosen: over "
+        f"{int(c.pc_voxels.sum())} responsive voxels they lower the median cross-validated error by "
+        f"{gain:.1f} %, and more of them would add little (stop factor {options.pcstop:g})."
     )
     return says
 
@@ -105,8 +107,8 @@ def _ridge(result) -> list[str]:
         return [f"All voxels were regularised to a fraction of {result.fracs[0]:g}, as asked for."]
     frac = d.frac_value[result.valid]
     said = (
-        f"Ridge regression: of {len(result.fracs)} fractions of the unregularised length, the one with the least "
-        f"cross-validated error per voxel has a median of {np.median(frac):.2f}; {np.mean(frac == 1) * 100:.0f} % of "
-        "voxels stay unregularised."
+        f"Ridge regression: of {len(result.fracs)} fractions of the unregularised length, the one with the "
+        f"least cross-validated error per voxel has a median of {np.median(frac):.2f}; "
+        f"{np.mean(frac == 1) * 100:.0f} % of voxels stay unregularised."
     )
     return [said]

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Voxels in blocks: how the data are read and how many voxels are worked on at once.
 
-Data stay where they are (arrays, memory maps, anything that slices by its first axis); a block is read run by run
-as float32.  The number of voxels in a block follows from the memory allowed and has no effect on results beyond
-rounding, since every step after the choice of the noise pool is per voxel.
+Data stay where they are (arrays, memory maps, anything that slices by its first axis); a block is read run
+by run as float32.  The number of voxels in a block follows from the memory allowed and has no effect on
+results beyond rounding, since every step after the choice of the noise pool is per voxel.
 """
 
 from __future__ import annotations
@@ -98,8 +98,8 @@ def block_length(bytes_per_voxel: int, fixed: int, n_voxels: int, max_memory, ch
         need = fixed + FEWEST_VOXELS * bytes_per_voxel
         if work < FEWEST_VOXELS * bytes_per_voxel and n_voxels > FEWEST_VOXELS:
             raise UsageError(
-                f"The fit needs at least {need / 2**30:.2f} GiB beside the data; {float(max_memory) / 2**30:.2f} are "
-                "allowed.",
+                f"The fit needs at least {need / 2**30:.2f} GiB beside the data; "
+                f"{float(max_memory) / 2**30:.2f} are allowed.",
                 "Allow more memory, keep fewer types, or fit fewer voxels at once.",
             )
     length = int(max(FEWEST_VOXELS, min(MOST_VOXELS, work // bytes_per_voxel)))

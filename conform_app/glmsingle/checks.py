@@ -63,8 +63,8 @@ def extras(extra, series: Series, poly: list[np.ndarray], notes: list[str]) -> l
         out.append(orthonormal_in_order(columns, poly[r - 1]))
     if filled:
         notes.append(
-            f"Extra regressors of run(s) {', '.join(map(str, filled))} held values that are not finite; the column's "
-            "mean stands in for them."
+            f"Extra regressors of run(s) {', '.join(map(str, filled))} held values that are not finite; "
+            "the column's mean stands in for them."
         )
     return out
 
@@ -106,25 +106,27 @@ def check_design(plan: TrialPlan, usable: np.ndarray, poly, extra, notes: list[s
     if buffers.min() < SHORTEST_END:
         runs = ", ".join(str(r + 1) for r in np.flatnonzero(buffers < SHORTEST_END))
         notes.append(
-            f"Run(s) {runs} end less than {SHORTEST_END:g} s after their last trial began: its beta is uncertain."
+            f"Run(s) {runs} end less than {SHORTEST_END:g} s after their last trial began: its beta is "
+            "uncertain."
         )
     if not usable.all():
         notes.append(
-            f"{int((~usable).sum())} trial(s) begin so late (or so early) that hardly any of their response was "
-            "measured: their betas are NaN."
+            f"{int((~usable).sum())} trial(s) begin so late (or so early) that hardly any of their "
+            "response was measured: their betas are NaN."
         )
     for r, trials in enumerate(plan.runs):
         _, counts = np.unique(np.round(trials.onset, 6), return_counts=True)
         if (counts > 1).any():
             notes.append(
-                f"Run {r + 1}: {int(counts[counts > 1].sum())} trials share their onset with another; their response "
-                "is split between them."
+                f"Run {r + 1}: {int(counts[counts > 1].sum())} trials share their onset with another; "
+                "their response is split between them."
             )
         free = plan.n_volumes[r] - poly[r].shape[1] - extra[r].shape[1] - trials.n
         if free < 1:
             notes.append(
                 f"Run {r + 1} has {plan.n_volumes[r]} volumes for {trials.n} trials and "
-                f"{poly[r].shape[1] + extra[r].shape[1]} nuisance regressors: single trials fit it perfectly."
+                f"{poly[r].shape[1] + extra[r].shape[1]} nuisance regressors: single trials fit it "
+                "perfectly."
             )
 
 
@@ -139,14 +141,14 @@ def possible_types(options: GLMsingleOptions, repeats: bool, notes: list[str]) -
         )
     if want_c and options.pcstop > 0:
         notes.append(
-            "The number of noise regressors cannot be chosen without repeats: type C is not made. A fixed number "
-            "(pcstop of 0 or less) would make it."
+            "The number of noise regressors cannot be chosen without repeats: type C is not made. A fixed "
+            "number (pcstop of 0 or less) would make it."
         )
         want_c = False
     if want_d and len(options.fracs) > 1:
         notes.append(
-            "The ridge fraction cannot be chosen without repeats: type D is not made. One fixed fraction (fracs) "
-            "would make it."
+            "The ridge fraction cannot be chosen without repeats: type D is not made. One fixed fraction "
+            "(fracs) would make it."
         )
         want_d = False
     return want_c, want_d

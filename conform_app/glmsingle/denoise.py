@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """GLMdenoise: noise regressors from voxels that do not respond (Kay et al. 2013, Front Neurosci 7:247).
 
-The noise pool are voxels inside the brain (bright on average) with a low on/off R2.  Per run, their time series
-without drifts are scaled to unit length (rows of Y); the eigenvectors of Y'Y with the largest eigenvalues are the
-regressors, each scaled to unit standard deviation.  How many are used is the smallest number whose cross-validated
-gain is within a factor of the best.
+The noise pool are voxels inside the brain (bright on average) with a low on/off R2.  Per run, their time
+series without drifts are scaled to unit length (rows of Y); the eigenvectors of Y'Y with the largest
+eigenvalues are the regressors, each scaled to unit standard deviation.  How many are used is the smallest
+number whose cross-validated gain is within a factor of the best.
 
 dtype: float64 sums and eigenvectors; float32 regressors.
 """
@@ -37,9 +37,10 @@ def noise_pool(mean_vol, onoff_r2, valid, brainthresh, brain_r2: float, exclude)
 
 
 def components(gram: np.ndarray, n: int) -> np.ndarray:
-    """Leading eigenvectors of a pool's (n_volumes, n_volumes) Gram matrix: (n_volumes, <= n) float32, unit sd.
+    """Leading eigenvectors of a (n_volumes, n_volumes) Gram matrix: (n_volumes, <= n) float32, unit sd.
 
-    Only those with an eigenvalue above rounding are given.  The sign is such that the largest entry is positive.
+    Only those with an eigenvalue above rounding are given.  The sign is such that the largest entry is
+    positive.
     """
     values, vectors = np.linalg.eigh(gram)
     order = np.argsort(values)[::-1][:n]

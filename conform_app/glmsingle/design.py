@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """From trials to regressors: one column per trial, read at each volume's own time.
 
-Volume k of a run is at t_k = start + k TR.  The column of trial i is h(t_k - onset_i), with h the response to its
-duration (`conform_app.glmsingle.hrf`): exact for any onset, and equal to the convolution of a 0/1 design with the
-HRF sampled every TR when the onset falls on a volume.
+Volume k of a run is at t_k = start + k TR.  The column of trial i is h(t_k - onset_i), with h the response
+to its duration (`conform_app.glmsingle.hrf`): exact for any onset, and equal to the convolution of a 0/1
+design with the HRF sampled every TR when the onset falls on a volume.
 
-Drifts are polynomials 1, x, x^2, ... on x in [-1, 1], made orthonormal in that order (the columns of P); projecting
-them out is Q = I - P P'.  Other nuisance regressors Z are made orthonormal after Q, in their order.
+Drifts are polynomials 1, x, x^2, ... on x in [-1, 1], made orthonormal in that order (the columns of P);
+projecting them out is Q = I - P P'.  Other nuisance regressors Z are made orthonormal after Q, in their
+order.
 
 dtype: regressors float32 (what the HRF gives); bases and projections float64.
 """
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -51,7 +53,8 @@ class RunTrials:
             duration = np.repeat(duration, onset.size)
         if not onset.size == duration.size == condition.size:
             raise DataError(
-                f"A run's trials have {onset.size} onsets, {duration.size} durations, {condition.size} conditions.",
+                f"A run's trials have {onset.size} onsets, {duration.size} durations, {condition.size} "
+                "conditions.",
                 "Give one of each per trial.",
             )
         if not np.isfinite(onset).all():
@@ -119,7 +122,7 @@ class TrialPlan:
     def slices(self) -> tuple[slice, ...]:
         """Where each run's trials stand among all."""
         ends = np.cumsum([0] + [run.n for run in self.runs])
-        return tuple(slice(int(a), int(b)) for a, b in zip(ends[:-1], ends[1:], strict=True))
+        return tuple(slice(int(a), int(b)) for a, b in pairwise(ends))
 
     def times(self, run: int) -> np.ndarray:
         """(n_volumes,) time of each volume, s."""
@@ -248,7 +251,7 @@ def polynomials(n: int, degree: int) -> np.ndarray:
 
 
 def orthonormal_in_order(columns: np.ndarray, off: np.ndarray, tol: float = 1e-8) -> np.ndarray:
-    """Columns made orthonormal one after the other, first to ``off`` (orthonormal); dependent ones become zero."""
+    """Columns made orthonormal one after the other, and to ``off``; dependent ones become zero."""
     out = np.zeros_like(columns, dtype=np.float64)
     for k, column in enumerate(columns.T.astype(np.float64)):
         length, v = np.linalg.norm(column), column

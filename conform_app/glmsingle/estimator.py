@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """`fit_glmsingle`: from data and design to single-trial betas of types A to D.
 
-Order of work: check the input; types A and B; noise pool and its components; number of noise regressors; types C
-and D.  This module holds that order and the checks; the mathematics is in the modules it calls.
+Order of work: check the input; types A and B; noise pool and its components; number of noise regressors;
+types C and D.  This module holds that order and the checks; the mathematics is in the modules it calls.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ def fit_glmsingle(
     Parameters
     ----------
     data : list of (n_voxels, n_volumes) arrays, or of (X, Y, Z, n_volumes)
-        One per run, in scanner units: not z-scored, mean not removed.  Memory maps are read block by block; the
-        arrays are never changed.
+        One per run, in scanner units: not z-scored, mean not removed.  Memory maps are read block by block;
+        the arrays are never changed.
     design : list of (n_volumes, n_conditions) 0/1 arrays, or of RunTrials
         A 1 marks a trial's onset; `RunTrials` hold onsets in seconds, on the volumes' times or not.
     stimdur : float or None
@@ -86,8 +86,8 @@ def fit_glmsingle(
 
     References
     ----------
-    Prince JS, Charest I, Kurzawski JW, Pyles JA, Tarr MJ, Kay KN (2022). Improving the accuracy of single-trial
-    fMRI response estimates using GLMsingle. eLife 11:e77599.
+    Prince JS, Charest I, Kurzawski JW, Pyles JA, Tarr MJ, Kay KN (2022). Improving the accuracy of
+    single-trial fMRI response estimates using GLMsingle. eLife 11:e77599.
     """
     options = GLMsingleOptions() if options is None else options
     if not (np.ndim(tr) == 0 and np.isfinite(tr) and tr > 0):
@@ -186,8 +186,9 @@ def _fit(problem, badness, session: np.ndarray, notes: list[str]) -> GLMsingleRe
     first = library_pass(problem, [e[:, :0] for e in extra] if ignored else extra)
     if not first.valid.any():
         raise DataError(
-            f"None of the {problem.series.n_voxels} voxels can be fitted: {first.n_nonfinite} hold values that are "
-            f"not finite, {first.n_constant} are constant in some run, {first.n_zero_mean} have a mean of zero.",
+            f"None of the {problem.series.n_voxels} voxels can be fitted: {first.n_nonfinite} hold values "
+            f"that are not finite, {first.n_constant} are constant in some run, {first.n_zero_mean} have a "
+            "mean of zero.",
             "Check mask and data; data must not be z-scored.",
         )
     threshold, fitted = _threshold(first.onoff_r2, options, want_c, notes)
@@ -252,8 +253,8 @@ def _threshold(onoff_r2, options: GLMsingleOptions, want_c: bool, notes: list[st
     threshold, fitted = tail_threshold(onoff_r2)
     if not fitted:
         notes.append(
-            f"Too few voxels to see a tail in their on/off R2: {threshold:g} % stands in for the threshold. Set "
-            "brainR2 and pcR2cutoff to choose another."
+            f"Too few voxels to see a tail in their on/off R2: {threshold:g} % stands in for the "
+            "threshold. Set brainR2 and pcR2cutoff to choose another."
         )
     return threshold, fitted
 
@@ -277,7 +278,8 @@ def _denoise(problem, first, badness, threshold: float, want_c: bool, notes: lis
         pcs = [p[:, : min(fewest, n_most + 1)] for p in pcs]
     else:
         notes.append(
-            "No voxel qualifies for the noise pool: no noise regressors are used. Lower brainthresh or raise brainR2."
+            "No voxel qualifies for the noise pool: no noise regressors are used. Lower brainthresh or "
+            "raise brainR2."
         )
         pcs = [np.zeros((n, 0), np.float32) for n in problem.plan.n_volumes]
     n_used = min(n_most, pcs[0].shape[1])
@@ -294,8 +296,8 @@ def _denoise(problem, first, badness, threshold: float, want_c: bool, notes: lis
     deciding, passed = deciding_voxels(first.onoff_r2, first.valid, cutoff, options.pcR2cutoffmask)
     if not passed:
         notes.append(
-            f"No voxel exceeds {cutoff:.3g} % on/off R2: the {int(deciding.sum())} best decide the number of noise "
-            "regressors."
+            f"No voxel exceeds {cutoff:.3g} % on/off R2: the {int(deciding.sum())} best decide the number "
+            "of noise regressors."
         )
     trend = -np.nanmedian(bad[deciding], axis=0) if deciding.any() else np.zeros(n_used + 1)
     return Denoising(pool, pcs, choose_number(trend, options.pcstop), bad, deciding, trend.astype(np.float32))

@@ -7,17 +7,18 @@ Q = I - P P' (drifts out) and the thin SVD Q X = U S V':
     betas without other nuisance    b0 = V S^-1 U'y
     their fit                       |Q X b0|^2 = |U'y|^2
 
-Nuisance columns z_1, z_2, ... (orthonormal, off P) enter one after the other (Frisch, Waugh, Lovell): let e_k be
-the part of z_k off P, X and e_1..e_(k-1), of unit length.  The betas with the first k columns are
+Nuisance columns z_1, z_2, ... (orthonormal, off P) enter one after the other (Frisch, Waugh, Lovell): let
+e_k be the part of z_k off P, X and e_1..e_(k-1), of unit length.  The betas with the first k columns are
 
     b_k = b0 - sum_(j<=k) a_j (e_j'y)      with a_j fixed vectors,
 
-so that a whole ladder of 0, 1, ..., K noise regressors costs one fit plus K rank-one updates, and its fit in the
-space of U is U'y - D (E'y) with D = S V' A, D'D the loss of explained variance.
+so that a whole ladder of 0, 1, ..., K noise regressors costs one fit plus K rank-one updates, and its fit
+in the space of U is U'y - D (E'y) with D = S V' A, D'D the loss of explained variance.
 
 Ridge needs the SVD with everything projected out, (Q - Z Z') X = U S V'.
 
-dtype: float64.  Singular values below `RANK_TOL` times the largest are taken as zero: the regressors are float32.
+dtype: float64.  Singular values below `RANK_TOL` times the largest are taken as zero: the regressors are
+float32.
 """
 
 from __future__ import annotations
@@ -109,8 +110,8 @@ def ridge(x: np.ndarray, poly: np.ndarray, z: np.ndarray) -> Ridge:
 def separate_weights(x: np.ndarray, poly: np.ndarray, z: np.ndarray) -> np.ndarray:
     """Least-squares-separate: weights (n_volumes, N) whose product with y gives each trial's beta.
 
-    Trial i is fitted beside one regressor o_i for all other trials of the run: its weights are the part of x_i off
-    o_i, divided by their product with x_i (Mumford et al. 2012, NeuroImage 59:2636).
+    Trial i is fitted beside one regressor o_i for all other trials of the run: its weights are the part of
+    x_i off o_i, divided by their product with x_i (Mumford et al. 2012, NeuroImage 59:2636).
     """
     x = off(z, off(poly, x.astype(np.float64)))
     others = x.sum(axis=1, keepdims=True) - x

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Haemodynamic responses to a trial, read at any time after its onset.
 
-The tables hold responses to a 0.1-s event every 0.1 s.  A trial of duration d is n = max(1, round(d / 0.1)) such
-events in a row, so its response is the table summed over n shifts.  Between samples it is the monotone cubic (pchip)
-through them; before the onset and past the end it is zero.  Every response is divided by its peak *on the TR grid
-counted from its own onset*, which makes a beta the peak percent change of that trial wherever its onset falls
-between two volumes.
+The tables hold responses to a 0.1-s event every 0.1 s.  A trial of duration d is n = max(1, round(d / 0.1))
+such events in a row, so its response is the table summed over n shifts.  Between samples it is the monotone
+cubic (pchip) through them; before the onset and past the end it is zero.  Every response is divided by its
+peak *on the TR grid counted from its own onset*, which makes a beta the peak percent change of that trial
+wherever its onset falls between two volumes.
 
 dtype: float64 until the values at the lags asked for, float32 from there (before the division by the peak).
 """
@@ -28,7 +28,7 @@ class Responses(Protocol):
     n_hrfs: int
 
     def sample(self, lags: np.ndarray, duration: float) -> np.ndarray:
-        """Values at ``lags`` (s after onset) for a trial of ``duration`` s: (n_lags, n_hrfs) float32, peak 1."""
+        """Values at ``lags`` (s after onset) of a trial of ``duration`` s: (n_lags, n_hrfs) float32."""
 
     def on_grid(self, duration: float) -> np.ndarray:
         """Values at 0, TR, 2 TR, ...: (n_samples, n_hrfs) float32."""
@@ -91,10 +91,12 @@ class TableResponses:
         return self._made[n]
 
     def sample(self, lags: np.ndarray, duration: float) -> np.ndarray:
+        """See `Responses`."""
         curve, last, end, peak, _ = self._curve(duration)
         return _within(curve, np.asarray(lags, dtype=np.float64), last, end).astype(np.float32) / peak
 
     def on_grid(self, duration: float) -> np.ndarray:
+        """See `Responses`."""
         *_, peak, values = self._curve(duration)
         return values / peak
 
@@ -123,12 +125,14 @@ class SampledResponses:
         )
 
     def sample(self, lags: np.ndarray, duration: float) -> np.ndarray:
+        """See `Responses`."""
         lags = np.asarray(lags, dtype=np.float64)
         # Onsets on the grid give lags a rounding error past the last sample: read that sample, not zero.
         near = np.where(np.abs(lags - self._last) < 1e-6 * self.tr, self._last, lags)
         return _within(self._curve, near, self._last, np.inf).astype(np.float32)
 
     def on_grid(self, duration: float) -> np.ndarray:
+        """See `Responses`."""
         return self.samples
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Passes over the data for the noise regressors: the pool's Gram matrices, and the badness of each number of them."""
+"""Passes for the noise regressors: Gram matrices of the pool, then the badness of each number of them."""
 
 from __future__ import annotations
 

@@ -1,19 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """Options of a GLMsingle fit: the reference's names and meanings, checked when they are made.
 
-Where the reference documents one thing and does another, the documented (or plainly intended) behaviour is the
-default here and ``reference=True`` brings back what the reference does, so that published results can be matched:
+Where the reference documents one thing and does another, the documented (or plainly intended) behaviour is
+the default here and ``reference=True`` brings back what the reference does, so that published results can
+be matched:
 
 ====================================  ==================================  =================================
 matter                                default                             reference=True
 ====================================  ==================================  =================================
-extra regressors                      in every fit                        dropped from fits with 0 PCs; and from A
-                                                                          and B when run 1 has none
+extra regressors                      in every fit                        dropped from fits with 0 PCs;
+                                                                          from A and B if run 1 has none
 percent signal change of C and D      follows ``wantpercentbold``         always percent
 constant voxels                       left out, NaN                       fitted like any other
 ``brainR2``, ``pcR2cutoff`` of 0      zero                                automatic
 design and data of unequal length     an error                            cut to the shorter
-trials without any volume after them  NaN                                 zero
+trials hardly measured before the end NaN                                 fitted like any other
+type B by least-squares-separate      percent of the mean of all runs     percent of each run's own mean
 ====================================  ==================================  =================================
 """
 
@@ -56,8 +58,8 @@ class GLMsingleOptions:
     brainthresh : (float, float)
         Percentile and factor: voxels whose mean exceeds factor x percentile may enter the noise pool.
     brainR2, pcR2cutoff : float, optional
-        R2 (percent) below which a voxel may enter the noise pool, and above which it helps to choose the number
-        of noise regressors; default from the distribution of the on/off R2.
+        R2 (percent) below which a voxel may enter the noise pool, and above which it helps to choose the
+        number of noise regressors; default from the distribution of the on/off R2.
     brainexclude : (n_voxels,) bool array, optional
         Voxels barred from the noise pool.
     pcR2cutoffmask : (n_voxels,) bool array, optional

@@ -2,8 +2,8 @@
 """What stays the same during a fit, and the walk over blocks of voxels.
 
 A fit passes over the data four times, block by block: HRFs (`first_pass`), noise pool and number of noise
-regressors (`noise_pass`), ridge (`ridge_pass`).  In the last two, the voxels of a block are ordered by their HRF, so
-that each HRF's voxels are a slice.
+regressors (`noise_pass`), ridge (`ridge_pass`).  In the last two, the voxels of a block are ordered by
+their HRF, so that each HRF's voxels are a slice.
 """
 
 from __future__ import annotations

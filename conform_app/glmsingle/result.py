@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a GLMsingle fit returns: one frozen record per type, A to D, and one for the whole.
 
-Arrays have voxels first; the order of trials is run by run, and time order within a run.  Rows of voxels that are
-not `GLMsingleResult.valid` hold NaN (floating point), -1 (indices) or False (masks).
+Arrays have voxels first; the order of trials is run by run, and time order within a run.  Rows of voxels
+that are not `GLMsingleResult.valid` hold NaN (floating point), -1 (indices) or False (masks).
 """
 
 from __future__ import annotations

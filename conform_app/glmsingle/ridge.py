@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Fractional ridge regression (Rokem, Kay 2020, GigaScience 9:giaa133).
 
-In the rotated space of the design's singular vectors the least-squares solution has coefficients c_i and ridge
-with penalty alpha has c_i s_i^2 / (s_i^2 + alpha).  The fraction is the length of the ridge solution divided by the
-length of the unregularised one; the alpha of a wanted fraction is found per voxel by linear interpolation of
-log(1 + alpha) over a fixed grid, as the reference does: the grid, and thereby the slightly inexact fraction, is part
-of the method.
+In the rotated space of the design's singular vectors the least-squares solution has coefficients c_i and
+ridge with penalty alpha has c_i s_i^2 / (s_i^2 + alpha).  The fraction is the length of the ridge solution
+divided by the length of the unregularised one; the alpha of a wanted fraction is found per voxel by linear
+interpolation of log(1 + alpha) over a fixed grid, as the reference does: the grid, and thereby the slightly
+inexact fraction, is part of the method.
 
-The design is block diagonal over runs, so c and s of all runs are simply put side by side; only the length joins
-them.  dtype: lengths and alphas float64, coefficients as given.
+The design is block diagonal over runs, so c and s of all runs are simply put side by side; only the length
+joins them.  dtype: lengths and alphas float64, coefficients as given.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def shrinkage(s: torch.Tensor, alpha: torch.Tensor) -> torch.Tensor:
 
 
 def autoscale(ridge: torch.Tensor, full: torch.Tensor, usable: torch.Tensor) -> torch.Tensor:
-    """Slope and offset (V, 2) that bring ridge betas closest to the unregularised ones; (1, 0) if the slope is < 0.
+    """Slope and offset (V, 2) that bring ridge betas closest to full ones; (1, 0) if the slope is < 0.
 
     Only the ``usable`` trials (n,) count.
     """

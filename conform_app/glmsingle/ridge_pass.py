@@ -8,6 +8,7 @@ innermost block, one fraction at a time.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -43,7 +44,7 @@ class _RidgeBank:
             parts = [fac.ridge(problem.library[r][:, :, h], problem.poly[r], z[r]) for r in problem.runs]
             s = np.concatenate([p.s for p in parts])
             ends = np.cumsum([0] + [p.s.size for p in parts]).tolist()
-            columns = tuple(slice(a, b) for a, b in zip(ends[:-1], ends[1:], strict=True))
+            columns = tuple(slice(a, b) for a, b in pairwise(ends))
             put = lambda a: torch.as_tensor(a, dtype=torch.float64, device=problem.device)  # noqa: E731
             runs = tuple(fit.to_ridge(p, problem.device) for p in parts)
             self.by_hrf[h] = (put(s), put(ridge.alpha_grid(s)), runs, columns)

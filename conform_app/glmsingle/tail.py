@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where the tail of a distribution of R2 begins.
 
-Most voxels have an on/off R2 near zero; those that respond form a tail.  Two Gaussians are fitted to the values and
-the threshold is where, coming from the top, the tail's Gaussian stops being the likelier one, on 500 even points of
-a range that outliers cannot stretch.
+Most voxels have an on/off R2 near zero; those that respond form a tail.  Two Gaussians are fitted to the
+values and the threshold is where, coming from the top, the tail's Gaussian stops being the likelier one, on
+500 even points of a range that outliers cannot stretch.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ FEWEST_VALUES = 10
 def robust_range(values: np.ndarray) -> tuple[float, float]:
     """Range of the bulk of the values.
 
-    The caps lie at the median plus and minus five times the distance to the 90th and 10th percentile.  An end is the
-    99.9th (0.1th) percentile when that is within the cap, or the extreme itself when no further than 1.1 times as
-    far from the median; otherwise values beyond the cap are dropped and all starts again.
+    The caps lie at the median plus and minus five times the distance to the 90th and 10th percentile.  An
+    end is the 99.9th (0.1th) percentile when that is within the cap, or the extreme itself when no further
+    than 1.1 times as far from the median; otherwise values beyond the cap are dropped and all starts again.
     """
     while True:
         low, p10, mid, p90, high = np.percentile(values, [0.1, 10, 50, 90, 99.9])

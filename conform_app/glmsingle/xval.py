@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Cross-validated badness: how far betas fitted one way lie from held-out betas of the same condition.
 
-For settings j = 0, 1, ... of one hyperparameter (0: the unregularised one) with betas B_j, and per session the mean
-mu and standard deviation sd of B_0, let z_j = (B_j - mu) / sd.  Over folds, held-out trials t and training trials i
-of the same condition,
+For settings j = 0, 1, ... of one hyperparameter (0: the unregularised one) with betas B_j, and per session
+the mean mu and standard deviation sd of B_0, let z_j = (B_j - mu) / sd.  Over folds, held-out trials t and
+training trials i of the same condition,
 
     badness_j = sum (z_j[i] - z_0[t])^2
               = sum_i a_i z_j[i]^2 - 2 sum_i z_j[i] (M z_0)[i] + sum_t c_t z_0[t]^2,
 
-with M[i, t] the number of folds in which (i, t) is such a pair, a and c its row and column sums.  M depends on the
-design only and is sparse; no pair is ever visited voxel by voxel.
+with M[i, t] the number of folds in which (i, t) is such a pair, a and c its row and column sums.  M depends
+on the design only and is sparse; no pair is ever visited voxel by voxel.
 
 dtype: betas float32; sums over trials float64.
 """
