@@ -140,13 +140,14 @@ def pc_curve(trend: np.ndarray, chosen: int) -> Figure:
     axes.plot(np.arange(gain.size), gain, color=TYPE_COLOURS["C"], marker="o", markersize=4)
     if 0 <= chosen < gain.size:
         axes.plot([chosen], [gain[chosen]], marker="o", markersize=9, color=WARM, zorder=3)
+        axes.axvline(chosen, color=WARM, linewidth=1.0, linestyle=(0, (4, 2)), zorder=0)
         axes.annotate(
             f"chosen: {chosen}",
-            (chosen, gain[chosen]),
-            xytext=(0, -16),
+            (chosen, 0.03),
+            xycoords=("data", "axes fraction"),
+            xytext=(5, 0),
             textcoords="offset points",
             color=WARM,
-            ha="center",
             weight="bold",
             fontsize=8.5,
         )
@@ -185,6 +186,7 @@ def psn_figure(signal: np.ndarray, noise: np.ndarray, error: np.ndarray, cut: fl
         spectrum.set_ylabel("variance (squared units of the betas)")
         spectrum.set_title("Signal and noise by dimension")
         _plain_log_ticks(spectrum)
+        spectrum.margins(x=0.02)
         _mark_cut(spectrum, cut)
         spectrum.legend()
     if error.size:
@@ -209,9 +211,12 @@ def _lowest(*sets: np.ndarray) -> float:
 
 
 def _plain_log_ticks(axes: Axes) -> None:
-    from matplotlib.ticker import FuncFormatter
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=12))
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axis.set_minor_formatter(NullFormatter())
 
 
 def _mark_cut(axes: Axes, cut: float | None) -> None:

@@ -29,8 +29,10 @@ def noise_components(products: Products, book: FigureBook, brain: Brain) -> Sect
             "pccv",
             pc_curve(trend, int(chosen)),
             alt=f"Cross-validation score against the number of noise components; {chosen} chosen",
-            caption=f"How well single-trial responses predict those of other runs to the same condition, against the"
-            f" number of noise components removed (median over task-driven {brain.unit}). Chosen: {chosen}, the"
+            caption="How well single-trial responses predict those of other runs to the same condition,"
+            " against the"
+            f" number of noise components removed (median over task-driven {brain.unit}). Chosen:"
+            f" {chosen}, the"
             " fewest that come within the stop rule's margin of the best.",
         )
     elif chosen is not None:
@@ -57,7 +59,8 @@ def ridge(products: Products, book: FigureBook, brain: Brain) -> Section:
         "fracridge",
         value_map(brain, values, fraction_scale(), "ridge fraction"),
         alt=f"Map of the ridge fraction: {spread(values, brain, '')}",
-        caption=f"Length of each ridge solution over that of the ordinary one, chosen by cross-validation: 1 means no"
+        caption="Length of each ridge solution over that of the ordinary one, chosen by cross-validation:"
+        " 1 means no"
         f" shrinkage ({full:.0f} % of {brain.unit}), small values mean noisy responses that are shrunk hard."
         f" {spread(values, brain, '')}. {how_drawn(brain)}",
     )
@@ -97,7 +100,8 @@ def psn(products: Products, book: FigureBook, brain: Brain) -> Section:
             section,
             "psncut",
             psn_figure(signal if both else signal[:0], noise, error if error.size > 1 else error[:0], kept),
-            alt=f"PSN: signal and noise variance by dimension and cross-validation curve; kept {number(kept)}",
+            alt="PSN: signal and noise variance by dimension and cross-validation curve; kept"
+            f" {number(kept)}",
             caption=parts,
         )
     else:
@@ -140,7 +144,8 @@ def _gain(products: Products, book: FigureBook, brain: Brain, section: Section) 
         f" higher in {100 * np.mean(after[both] > before[both]):.0f} % of {int(both.sum()):,} {brain.unit}."
     )
     warning = (
-        "The denoiser was fitted to all trials, so this gain is optimistic: it shows that noise shared between"
+        "The denoiser was fitted to all trials, so this gain is optimistic: it shows that noise shared"
+        " between"
         " points was removed, and is no held-out test."
     )
     maps = {before_type: before, "PSN": after}
@@ -149,7 +154,8 @@ def _gain(products: Products, book: FigureBook, brain: Brain, section: Section) 
         "psnreliability",
         compare_maps(brain, maps, diverging([before[both], after[both]]), "split-half r"),
         alt=f"Maps of split-half reliability before and after PSN. {change}",
-        caption=f"Split-half reliability before (type {before_type}) and after PSN, on one scale. {change} {warning}"
+        caption=f"Split-half reliability before (type {before_type}) and after PSN, on one scale. {change}"
+        f" {warning}"
         f" {how_drawn(brain)}",
     )
     book.add(

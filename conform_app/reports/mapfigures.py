@@ -62,12 +62,22 @@ def _side_histogram(
     edges = np.linspace(scale.low, scale.high, 41)
     counts, _ = np.histogram(np.clip(values, scale.low, scale.high), bins=edges)
     middle = (edges[:-1] + edges[1:]) / 2
-    rgb, _ = scale.colours(middle)
-    axes.barh(middle, counts, height=np.diff(edges), color=rgb, edgecolor=SOFT, linewidth=0.25)
+    colours = scale.over_grey(middle)
+    axes.barh(middle, counts, height=np.diff(edges), color=colours, edgecolor=SOFT, linewidth=0.25)
+    ordered = np.sort(counts)
+    if ordered[-1] > 3 * ordered[-2] > 0:  # one bin, often 0, would flatten all others: cut it and say so
+        end = 1.6 * ordered[-2]
+        axes.set_xlim(0, end)
+        where = (end, middle[int(np.argmax(counts))])
+        text = f"{ordered[-1]:,} \N{BLACK RIGHT-POINTING SMALL TRIANGLE}"
+        lift = {"xytext": (-2, 5), "textcoords": "offset points", "ha": "right", "va": "bottom"}
+        axes.annotate(text, where, fontsize=7, color=INK, **lift)
+    else:
+        axes.margins(x=0.12)
     axes.set_ylim(scale.low, scale.high)
     axes.tick_params(labelleft=False)
     axes.set_xlabel(unit)
-    axes.margins(x=0.12)
+    axes.xaxis.get_major_locator().set_params(nbins=3, integer=True)
     for value, text in marks:
         if scale.low <= value <= scale.high:
             axes.axhline(value, color=WARM, linewidth=1.1, linestyle=(0, (4, 2)))
@@ -176,7 +186,7 @@ def pool_map(brain: Brain, pool: np.ndarray) -> Figure:
     """Noise pool over the mean image; without a geometry, the share of each hemisphere."""
     member = (pool > 0) & brain.mask
     if brain.drawable:
-        figure = new_figure(8.2, _height(brain, 7.0))
+        figure = new_figure(7.2, _height(brain, 7.0))
         picture = figure.subplots()
         scale = Scale("winter", 0.0, 1.0, 0.0)
         rgba = paint(brain, np.where(member, 0.35, np.nan), scale)
@@ -214,7 +224,7 @@ def compare_maps(brain: Brain, maps: dict[str, np.ndarray], scale: Scale, label:
         _distributions(figure.subplots(), brain, maps, label)
         return figure
     width = 9.2 / max(len(names), 2)
-    most, wanted = (1, 1.0) if brain.kind != "volume" else (9, 1.0)
+    most, wanted = (1, 1.0) if brain.kind != "volume" else (6, 0.9)
     tall = float(np.clip(width / picture_aspect(brain, most=most, aspect=wanted), 1.2, 4.5))
     figure = new_figure(9.8, tall + 2.9)
     grid = figure.add_gridspec(
@@ -246,7 +256,7 @@ def _distributions(axes: Axes, brain: Brain, maps: dict[str, np.ndarray], label:
     axes.axvline(0, color=SOFT, linewidth=0.6)
     axes.set_xlabel(label)
     axes.set_ylabel(brain.unit)
-    axes.legend(loc="upper right")
+    axes.legend(loc="best")
 
 
 def _boxes(axes: Axes, brain: Brain, maps: dict[str, np.ndarray], label: str) -> None:

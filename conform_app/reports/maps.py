@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Map files -> one value a point, and the geometry needed to draw them.
 
-A `Brain` knows which points exist (voxels, vertices or grayordinates, in file order), which of them were analysed
-(the mask), the groups they fall into (hemispheres, subcortex) and, where a geometry is at hand, how to draw them.
-Three file kinds are read: NIfTI volumes (turned to the closest RAS axes), pairs of GIFTI files (left, right) and CIFTI
-dense files.
+A `Brain` knows which points exist (voxels, vertices or grayordinates, in file order), which of them were
+analysed (the mask), the groups they fall into (hemispheres, subcortex) and, where a geometry is at hand, how
+to draw them. Three file kinds are read: NIfTI volumes (turned to the closest RAS axes), pairs of GIFTI files
+(left, right) and CIFTI dense files.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ FSLR_VERTICES = 32_492
 
 @dataclass(frozen=True)
 class Mesh:
-    """One hemisphere to draw: vertices (n, 3) mm, faces (m, 3), relief (n,) or None, and which points sit where."""
+    """One hemisphere to draw: vertices (n, 3) mm, faces (m, 3), relief (n,) or None, and its points."""
 
     side: str
     vertices: np.ndarray

@@ -54,8 +54,8 @@ def build_report(
     subject : str
         Label, with or without ``sub-``.
     records : list of dict
-        Fit records of this subject, in the order of the page. Only they and the maps and tables named in their
-        ``products`` are read, never the input data.
+        Fit records of this subject, in the order of the page. Only they and the maps and tables named in
+        their ``products`` are read, never the input data.
     errors : list of dict, optional
         What went wrong: ``fit`` (or ``where``), ``message``, ``remedy`` and ``traceback`` are shown if given.
     run_info : dict, optional
@@ -64,8 +64,8 @@ def build_report(
     Returns
     -------
     Path
-        ``<output_dir>/sub-<subject>.html``, complete or untouched. Figures go to ``sub-<subject>/figures/``. The
-        same records and maps give byte-identical files.
+        ``<output_dir>/sub-<subject>.html``, complete or untouched. Figures go to ``sub-<subject>/figures/``.
+        The same records and maps give byte-identical files.
 
     Raises
     ------

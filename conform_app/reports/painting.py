@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Values -> colours -> pictures of brains.
 
-Each point gets one colour: its value through a colour map, laid over the grey of the mean image.  Weak values are
-let through (opacity rises from 0 at the lower end of the scale to 1 at the end of the fade), which shows the anatomy
-without hiding anything: nothing is cut at a threshold.  The colour bar is drawn through the same rule.
+Each point gets one colour: its value through a colour map, laid over the grey of the mean image.  Weak
+values are let through (opacity rises from 0 at the lower end of the scale to 1 at the end of the fade),
+which shows the anatomy without hiding anything: nothing is cut at a threshold.  The colour bar is drawn
+through the same rule.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from conform_app.reports.maps import Brain, Mesh
-from conform_app.reports.style import SOFT
+from conform_app.reports.style import INK, SOFT
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -67,6 +68,11 @@ class Scale:
             opacity = np.ones_like(safe)
         return rgb, np.where(np.isfinite(values), np.clip(opacity, 0.0, 1.0), 0.0)
 
+    def over_grey(self, values: np.ndarray) -> np.ndarray:
+        """RGB (n, 3) of `values` over an even grey: what the colour bar and the histogram show."""
+        rgb, opacity = self.colours(values)
+        return opacity[:, None] * rgb + (1.0 - opacity)[:, None] * _BAR_GREY
+
 
 def sequential(values: np.ndarray, *, cmap: str, low: float = 0.0, high: float | None = None) -> Scale:
     """Scale from `low` to the 99th percentile of `values`, opaque from a fifth of the way up."""
@@ -88,7 +94,7 @@ def diverging(sets: list[np.ndarray], *, limit: float | None = None) -> Scale:
 
 
 def paint(brain: Brain, values: np.ndarray, scale: Scale) -> np.ndarray:
-    """Colour of every point, (n_points, 4): `values` over the underlay inside the mask, transparent elsewhere."""
+    """Colour of every point, (n_points, 4): `values` over the underlay in the mask, else transparent."""
     grey = np.full(brain.mask.size, 0.8)
     alpha = brain.mask.astype(np.float64)
     if brain.underlay is not None:
@@ -105,7 +111,7 @@ def paint(brain: Brain, values: np.ndarray, scale: Scale) -> np.ndarray:
     return np.column_stack([colour, alpha])
 
 
-def draw_brain(axes: Axes, brain: Brain, rgba: np.ndarray, *, most: int = 24, aspect: float = 1.6) -> None:
+def draw_brain(axes: Axes, brain: Brain, rgba: np.ndarray, *, most: int = 18, aspect: float = 1.6) -> None:
     """Draw the points coloured `rgba` into `axes`: slices of a volume, or the surfaces from both sides."""
     axes.set_axis_off()
     axes.set_aspect("equal")
@@ -115,7 +121,7 @@ def draw_brain(axes: Axes, brain: Brain, rgba: np.ndarray, *, most: int = 24, as
         _draw_surfaces(axes, brain.meshes, rgba)
 
 
-def picture_aspect(brain: Brain, *, most: int = 24, aspect: float = 1.6) -> float:
+def picture_aspect(brain: Brain, *, most: int = 18, aspect: float = 1.6) -> float:
     """Width over height of what `draw_brain` draws."""
     if brain.kind != "volume":
         return 1.45
@@ -143,8 +149,17 @@ class _Layout:
         return self.columns * (self.cell_w + self.gap) - self.gap
 
     @property
+    def step(self) -> float:
+        """From one row to the next: slice, name of the slice, gap."""
+        return self.cell_h + self.name_height + 0.5 * self.gap
+
+    @property
+    def name_height(self) -> float:
+        return 0.028 * self.width
+
+    @property
     def height(self) -> float:
-        return self.rows * (self.cell_h + self.gap) - self.gap
+        return self.rows * self.step + self.name_height
 
     @classmethod
     def of(cls, brain: Brain, most: int, aspect: float) -> _Layout:
@@ -159,20 +174,28 @@ class _Layout:
             slice(max(extent[a][0] - 1, 0), min(extent[a][-1] + 2, brain.shape[a])) for a in (across, up)
         )
         filled = mask.sum(axis=(across, up))
-        usable = np.flatnonzero(filled >= max(1, 0.05 * filled.max()))
-        picks = np.unique(np.linspace(0, usable.size - 1, min(most, usable.size)).round().astype(int))
+        usable = np.flatnonzero(filled >= max(1, 0.1 * filled.max()))
         cell_w = (box[0].stop - box[0].start) * brain.zooms[across]
         cell_h = (box[1].stop - box[1].start) * brain.zooms[up]
+        n_most = min(most, usable.size)
 
-        def misfit(columns: int) -> float:
-            rows = -(-picks.size // columns)
-            empty = rows * columns - picks.size
-            return abs(np.log(columns * cell_w / (rows * cell_h) / aspect)) + 0.6 * empty / picks.size
+        def misfit(grid: tuple[int, int]) -> float:
+            columns, rows = grid
+            return abs(np.log(columns * cell_w / (rows * cell_h) / aspect)) + 0.8 * np.log(
+                n_most / (columns * rows)
+            )
 
-        columns = min(range(1, picks.size + 1), key=misfit)
-        rows = -(-picks.size // columns)
-        slices = tuple(int(s) for s in usable[picks])
-        return cls(axis, across, up, slices, box, columns, rows, cell_w, cell_h, 0.04 * max(cell_w, cell_h))
+        grids = [(c, r) for c in range(1, n_most + 1) for r in range(1, n_most // c + 1)]
+        columns, rows = min(grids, key=misfit)  # full grids only: no empty cells
+        picks = (
+            np.linspace(0, usable.size - 1, columns * rows + 2)[1:-1]
+            if columns * rows < usable.size
+            else None
+        )
+        chosen = usable if picks is None else usable[picks.round().astype(int)]
+        slices = tuple(int(s) for s in chosen)
+        gap = 0.05 * max(cell_w, cell_h)
+        return cls(axis, across, up, slices, box, columns, rows, cell_w, cell_h, gap)
 
 
 def _draw_slices(axes: Axes, brain: Brain, rgba: np.ndarray, most: int, aspect: float) -> None:
@@ -180,9 +203,10 @@ def _draw_slices(axes: Axes, brain: Brain, rgba: np.ndarray, most: int, aspect: 
     volume = rgba.reshape(*brain.shape, 4)
     flip = layout.across == 0  # radiological: the subject's right is on the left of the picture
     for position, index in enumerate(layout.slices):
-        column, row = position % layout.columns, position // layout.columns
-        left = column * (layout.cell_w + layout.gap)
-        bottom = (layout.rows - 1 - row) * (layout.cell_h + layout.gap)
+        left = (position % layout.columns) * (layout.cell_w + layout.gap)
+        bottom = (
+            layout.height - layout.name_height - (position // layout.columns) * layout.step - layout.cell_h
+        )
         plane = np.take(volume, index, axis=layout.axis)[layout.box[0], layout.box[1]]
         if flip:
             plane = plane[::-1]
@@ -193,13 +217,13 @@ def _draw_slices(axes: Axes, brain: Brain, rgba: np.ndarray, most: int, aspect: 
             interpolation="none",
         )
         if len(layout.slices) > 1 or brain.affine is not None:
-            axes.text(
-                left + 0.02 * layout.cell_w, bottom, _slice_name(brain, layout, index), fontsize=6, color=SOFT
-            )
+            middle = left + layout.cell_w / 2
+            name = _slice_name(brain, layout, index)
+            axes.text(middle, bottom, name, fontsize=6, color=SOFT, ha="center", va="top")
     first, last = ("R", "L") if flip else ("P", "A")
-    top = (layout.rows - 1) * (layout.cell_h + layout.gap) + layout.cell_h
-    axes.text(0, top, first, fontsize=8, color=SOFT, va="top", ha="left", weight="bold")
-    axes.text(layout.cell_w, top, last, fontsize=8, color=SOFT, va="top", ha="right", weight="bold")
+    top = layout.height - layout.name_height
+    axes.text(0, top, first, fontsize=7.5, color=INK, va="bottom", ha="left", weight="bold")
+    axes.text(layout.cell_w, top, last, fontsize=7.5, color=INK, va="bottom", ha="right", weight="bold")
     axes.set_xlim(0, layout.width)
     axes.set_ylim(0, layout.height)
 
@@ -214,7 +238,7 @@ def _slice_name(brain: Brain, layout: _Layout, index: int) -> str:
 
 
 def _draw_surfaces(axes: Axes, meshes: tuple[Mesh, ...], rgba: np.ndarray) -> None:
-    """Hemispheres from outside (top) and inside (bottom), left brain left, with a soft light from the viewer."""
+    """Hemispheres from outside (top) and inside (bottom), left brain left, lit from the viewer."""
     from matplotlib.collections import PolyCollection
 
     spread = max(float(np.ptp(mesh.vertices[:, 1])) for mesh in meshes)
@@ -271,10 +295,8 @@ def _project(mesh: Mesh, rgb: np.ndarray, view: str) -> tuple[np.ndarray, np.nda
 def draw_scale(axes: Axes, scale: Scale, label: str) -> None:
     """Vertical colour bar through the same fading as the map, with the unit as its label."""
     ramp = np.linspace(scale.low, scale.high, 256)
-    rgb, opacity = scale.colours(ramp)
-    strip = opacity[:, None] * rgb + (1.0 - opacity)[:, None] * _BAR_GREY
     axes.imshow(
-        strip[:, None, :],
+        scale.over_grey(ramp)[:, None, :],
         extent=(0, 1, scale.low, scale.high),
         origin="lower",
         aspect="auto",

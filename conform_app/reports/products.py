@@ -95,7 +95,7 @@ class Products:
         return self._cache[key]
 
     def brain(self) -> Brain | None:
-        """Geometry of the fit, from its mask or else from any of its maps; None when there is no map at all."""
+        """Geometry of the fit, from its mask or else from any of its maps; None without any map."""
         if self._brain is None:
             keys = ["brainmask", "mean", "rsquared_typeA", "rsquared_typeB", "rsquared_typeD", "hrfindex"]
             key = next((k for k in keys if self.has(k)), None)

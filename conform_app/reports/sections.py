@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The sections of one fit: which figures, with which words.
 
-Each function takes the products and the figure book and returns a section.  What was not made is said in a note with
-its reason; an empty figure is never drawn.
+Each function takes the products and the figure book and returns a section.  What was not made is said in a
+note with its reason; an empty figure is never drawn.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from collections import Counter
 import numpy as np
 
 from conform_app.reports.charts import MOST_BARS, design_times, trial_counts
-from conform_app.reports.maps import Brain
 from conform_app.reports.mapfigures import compare_maps, hrf_figure, pool_map, value_map
+from conform_app.reports.maps import Brain
 from conform_app.reports.painting import Scale, diverging, sequential
 from conform_app.reports.products import FigureBook, Products, Section
 from conform_app.reports.wording import count, number, range_of, spread, why_not_cross_validated
@@ -27,7 +27,7 @@ def how_drawn(brain: Brain) -> str:
         mask = brain.mask.reshape(brain.shape)
         n_slices = int(mask.any(axis=(0, 1)).sum())
         what = "The one slice that was measured" if n_slices == 1 else "Slices through the analysis mask"
-        over = " over the mean image" if brain.underlay is not None else ""
+        over = ", laid over the mean image" if brain.underlay is not None else ""
         return f"{what}{over}. {ORIENTATION}"
     if brain.meshes:
         return f"Shown on {brain.geometry}, which is a template, not this brain."
@@ -56,7 +56,8 @@ def trials(products: Products, book: FigureBook) -> Section:
             "The tables of trials and conditions were not found; the counts are the record's."
         )
     once = int((counts < 2).sum())
-    summary = f"{count(len(labels), 'condition')} with {range_of(counts)} {'trial' if counts.max() == 1 else 'trials'} each"
+    summary = f"{count(len(labels), 'condition')} with {range_of(counts)}"
+    f" {'trial' if counts.max() == 1 else 'trials'} each"
     tail = f"; {count(once, 'condition')} shown only once." if once else "."
     many = len(labels) > MOST_BARS or not any(labels)
     figure = trial_counts(labels if not many else [""] * (MOST_BARS + 1), counts)
@@ -100,7 +101,8 @@ def _design(products: Products, book: FigureBook, section: Section, rows: list[d
         "design",
         figure,
         alt=f"Time line of {len(rows)} trials in {len(runs)} runs",
-        caption=f"When trials happened: one row a run, one bar from onset to offset of each trial ({colour}).",
+        caption="When trials happened: one row a run, one bar from onset to offset of each trial"
+        f" ({colour}).",
     )
 
 
@@ -131,7 +133,8 @@ def variance_explained(products: Products, book: FigureBook, brain: Brain) -> Se
             "rsquaredA",
             value_map(brain, values, scale, "on/off R² (%)", marks),
             alt=f"Map of on/off R squared: {spread(values, brain, '%')}",
-            caption=f"<b>Type A.</b> Variance explained by one regressor for all trials with an assumed HRF: where"
+            caption="<b>Type A.</b> Variance explained by one regressor for all trials with an assumed"
+            " HRF: where"
             f" the task drives the signal at all. {spread(values, brain, '%')}.{tail} {how_drawn(brain)}",
         )
     else:
@@ -148,7 +151,8 @@ def variance_explained(products: Products, book: FigureBook, brain: Brain) -> Se
         f"rsquared{best}",
         value_map(brain, values, scale, f"type {best} R² (%)"),
         alt=f"Map of type {best} R squared: {spread(values, brain, '%')}",
-        caption=f"<b>Type {best}.</b> Variance explained by the single-trial model. {spread(values, brain, '%')}."
+        caption=f"<b>Type {best}.</b> Variance explained by the single-trial model."
+        f" {spread(values, brain, '%')}."
         " It has one regressor a trial, so its values are higher than on/off R² everywhere, noise included:"
         " compare voxels within this map only.",
     )
@@ -179,9 +183,12 @@ def hrf_choice(products: Products, book: FigureBook, brain: Brain) -> Section:
         section,
         "hrfindex",
         hrf_figure(brain, index, times, hrfs),
-        alt=f"Map and histogram of the HRF chosen in each of {chosen.size} {brain.unit}; most often HRF {common}",
-        caption=f"For each of {chosen.size:,} {brain.unit}, the HRF of the library ({n_hrfs}, from fast to slow) with"
-        f" which the single-trial model explains most variance. Most frequent: {common}; {at_ends:.0f} % chose the"
+        alt=f"Map and histogram of the HRF chosen in each of {chosen.size} {brain.unit}; most often HRF"
+        f" {common}",
+        caption=f"For each of {chosen.size:,} {brain.unit}, the HRF of the library ({n_hrfs}, from fast to"
+        " slow) with"
+        f" which the single-trial model explains most variance. Most frequent: {common}; {at_ends:.0f} %"
+        " chose the"
         f" fastest or the slowest one, where noise also ends up.{curves} {how_drawn(brain)}",
     )
     return section
@@ -210,8 +217,10 @@ def noise_ceiling(products: Products, book: FigureBook, brain: Brain) -> Section
             "ncsnr",
             value_map(brain, values, sequential(values[brain.mask], cmap="viridis"), "ncsnr"),
             alt=f"Map of the noise-ceiling signal-to-noise ratio: {spread(values, brain, '')}",
-            caption=f"Noise-ceiling SNR: standard deviation of the signal between conditions over that of the noise"
-            f" between trials of one condition. {spread(values, brain, '')}. 0 where repeats of a condition agree no"
+            caption="Noise-ceiling SNR: standard deviation of the signal between conditions over that of"
+            " the noise"
+            f" between trials of one condition. {spread(values, brain, '')}. 0 where repeats of a"
+            " condition agree no"
             f" better than chance. {how_drawn(brain)}",
         )
     if products.has("noiseceiling"):
@@ -222,8 +231,10 @@ def noise_ceiling(products: Products, book: FigureBook, brain: Brain) -> Section
             "noiseceiling",
             value_map(brain, values, scale, "noise ceiling (%)"),
             alt=f"Map of the noise ceiling: {spread(values, brain, '%')}",
-            caption=f"Noise ceiling: the most variance of the measured responses that any model of the stimuli could"
-            f" explain (for which number of trials averaged, see the map's sidecar). {spread(values, brain, '%')}.",
+            caption="Noise ceiling: the most variance of the measured responses that any model of the"
+            " stimuli could"
+            " explain (for which number of trials averaged, see the map's sidecar)."
+            f" {spread(values, brain, '%')}.",
         )
     if not section.figures:
         repeats = [int(k) for k in products.record.get("repeats") or {}]
@@ -256,9 +267,12 @@ def reliability(products: Products, book: FigureBook, brain: Brain) -> Section:
         section,
         "reliability",
         compare_maps(brain, maps, scale, "split-half r"),
-        alt=f"Maps and distributions of split-half reliability for types {', '.join(maps)}; medians {medians}",
-        caption=f"Split-half reliability: correlation over conditions between the mean responses of two halves of"
-        f" the trials, for {_types_in_words(list(maps))}. All maps share one scale. Medians: {medians}. Boxes span"
+        alt=f"Maps and distributions of split-half reliability for types {', '.join(maps)}; medians"
+        f" {medians}",
+        caption="Split-half reliability: correlation over conditions between the mean responses of two"
+        " halves of"
+        f" the trials, for {_types_in_words(list(maps))}. All maps share one scale. Medians: {medians}."
+        " Boxes span"
         f" the quartiles, whiskers the 5th to 95th percentile. {how_drawn(brain)}",
     )
     absent = [t for t in "CD" if t not in maps]
@@ -266,7 +280,8 @@ def reliability(products: Products, book: FigureBook, brain: Brain) -> Section:
         verb = "were" if len(absent) > 1 else "was"
         names = " and ".join(absent)
         section.notes.append(
-            f"Type{'s' if len(absent) > 1 else ''} {names} {verb} not estimated: {why_not_cross_validated(products)}."
+            f"Type{'s' if len(absent) > 1 else ''} {names} {verb} not estimated:"
+            f" {why_not_cross_validated(products)}."
         )
     return section
 
@@ -288,7 +303,8 @@ def _types_in_words(types: list[str]) -> str:
 def pool_share(brain: Brain, member: np.ndarray) -> str:
     """How much of the mask belongs to the pool, in words."""
     n_pool = int((member[brain.mask] > 0).sum())
-    return f"{n_pool:,} of {int(brain.mask.sum()):,} {brain.unit} ({100 * n_pool / max(1, brain.mask.sum()):.0f} %)"
+    return f"{n_pool:,} of {int(brain.mask.sum()):,} {brain.unit}"
+    f" ({100 * n_pool / max(1, brain.mask.sum()):.0f} %)"
 
 
 def fraction_scale() -> Scale:
@@ -306,6 +322,7 @@ def noise_pool_figure(products: Products, book: FigureBook, brain: Brain, sectio
         "noisepool",
         pool_map(brain, member),
         alt=f"Map of the noise pool, {pool_share(brain, member)}",
-        caption=f"Noise pool (blue): {pool_share(brain, member)}{below} and bright enough to be tissue. The noise"
+        caption=f"Noise pool (blue): {pool_share(brain, member)}{below} and bright enough to be tissue."
+        " The noise"
         f" components are the principal components of their time courses. {how_drawn(brain)}",
     )

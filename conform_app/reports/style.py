@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """One look for every figure, and files that are byte-identical when built twice.
 
-Figures are matplotlib ``Figure`` objects without pyplot, so that no window system and no global list of figures is
-involved.  SVG identifiers come from a fixed salt and no date is stored.
+Figures are matplotlib ``Figure`` objects without pyplot, so that no window system and no global list of
+figures is involved.  SVG identifiers come from a fixed salt and no date is stored.
 """
 
 from __future__ import annotations
