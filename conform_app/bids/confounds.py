@@ -177,11 +177,11 @@ def _column(name: str, table: pd.DataFrame, path: Path) -> np.ndarray:
                     f"{path}, column {name}, row {row + 1}: {text!r} is not a number.", "Correct the file."
                 ) from error
         return values
-    derived = _DERIVED.match(name)
-    values = _column(derived["base"], table, path)
-    if derived["diff"]:
-        values = np.concatenate([[np.nan], np.diff(values)])
-    return values**2 if derived["square"] else values
+    # The square is taken last, of the file's own difference if it has that.
+    if name.endswith("_power2"):
+        return _column(name.removesuffix("_power2"), table, path) ** 2
+    values = _column(name.removesuffix("_derivative1"), table, path)
+    return np.concatenate([[np.nan], np.diff(values)])
 
 
 def _centred(values: np.ndarray, name: str, path: Path) -> np.ndarray | None:

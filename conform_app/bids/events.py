@@ -172,8 +172,8 @@ def choose_stim_column(runs: Sequence[EventRows], asked: str | None, block_colum
     if asked is not None:
         return asked
     for name in STIM_COLUMNS:
-        everywhere = all(name in rows.table for rows in runs)
-        if not everywhere or all(label == "n/a" for rows in runs for label in rows.labels(name)):
+        found = {label for rows in runs for label in rows.labels(name)}
+        if not all(name in rows.table for rows in runs) or found == {"n/a"}:
             continue
         if block_column is None or all(_constant_in_blocks(rows, name, block_column) for rows in runs):
             return name
@@ -190,6 +190,11 @@ def lines_text(lines: Sequence[int]) -> str:
     """``line 4`` or ``lines 4, 7, 9 ...``."""
     shown = ", ".join(str(line) for line in lines[:5]) + (" ..." if len(lines) > 5 else "")
     return f"line{'s' * (len(lines) > 1)} {shown}"
+
+
+def count_text(n: int, noun: str, verb: str, verbs: str) -> str:
+    """``1 row is`` or ``3 rows are``."""
+    return f"1 {noun} {verb}" if n == 1 else f"{n} {noun}s {verbs}"
 
 
 def _constant_in_blocks(rows: EventRows, name: str, block_column: str) -> bool:

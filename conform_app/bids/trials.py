@@ -17,7 +17,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from conform_app.bids.events import EventRows, choose_stim_column, drop_rows, lines_text, read_events
+from conform_app.bids.events import (
+    EventRows,
+    choose_stim_column,
+    count_text,
+    drop_rows,
+    lines_text,
+    read_events,
+)
 from conform_app.bids.layout import natural
 from conform_app.errors import DataError, NoInputError, UsageError
 from conform_app.settings import EventSettings
@@ -244,10 +251,8 @@ def _with_stimulus(rows: EventRows, column: str, warnings: list[str]) -> EventRo
     known = np.array([label != "n/a" for label in rows.labels(column)], dtype=bool)
     n_lost = int((~known).sum())
     if n_lost:
-        verb = "row has" if n_lost == 1 else "rows have"
-        warnings.append(
-            f"{rows.path.name}: {n_lost} {verb} no {column} and {'is' if n_lost == 1 else 'are'} dropped."
-        )
+        lost = count_text(n_lost, "row", "has", "have")
+        warnings.append(f"{rows.path.name}: {lost} no {column}; dropped.")
     return EventRows(rows.path, rows.table[known], rows.n_read)
 
 
@@ -292,7 +297,9 @@ def _merge_blocks(
     pairs = sorted(zip(blocks, trials, strict=True), key=lambda p: (p[1].onset, p[1].line))
     outside = sum(block == "n/a" for block, _ in pairs)
     if outside:
-        warnings.append(f"{rows.path.name}: {outside} rows have no {column} and are dropped.")
+        warnings.append(
+            f"{rows.path.name}: {count_text(outside, 'row', 'has', 'have')} no {column}; dropped."
+        )
     merged, seen = [], set()
     for block, members in groupby((p for p in pairs if p[0] != "n/a"), key=lambda p: p[0]):
         inside = [trial for _, trial in members]
