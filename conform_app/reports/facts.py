@@ -88,8 +88,10 @@ def preprocessing_sentence(inputs: list[dict[str, Any]]) -> str:
     ours = {name: version for name, version in programs.items() if name.lower() == "fmriprep"}
     if ours:
         version = next(iter(ours.values()))
-        return "The functional images had been preprocessed with"
-        f" fMRIPrep{' ' + version if version else ''} [@fmriprep]."
+        return (
+            "The functional images had been preprocessed with"
+            f" fMRIPrep{' ' + version if version else ''} [@fmriprep]."
+        )
     if programs:
         named = joined([f"`{n}`{' version ' + v if v else ''}" for n, v in programs.items()])
         return (
@@ -97,8 +99,10 @@ def preprocessing_sentence(inputs: list[dict[str, Any]]) -> str:
             " description by"
             f" {named}; fMRIPrep is not among the programs named there."
         )
-    return "The dataset's description does not say with which program the functional images had been"
-    " preprocessed."
+    return (
+        "The dataset's description does not say with which program the functional images had been"
+        " preprocessed."
+    )
 
 
 def task_facts(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -161,8 +165,10 @@ def _stimulus(records: list[dict[str, Any]]) -> str:
     blocks = {setting(r, "block_column") for r in records} - {None, ""}
     text = ""
     if columns:
-        text = "Conditions were told apart by the column"
-        f" {joined([f'`{c}`' for c in sorted(columns)], 'or')} of the events."
+        text = (
+            "Conditions were told apart by the column"
+            f" {joined([f'`{c}`' for c in sorted(columns)], 'or')} of the events."
+        )
     if blocks:
         named = joined([f"`{c}`" for c in sorted(blocks)])
         text += f" Rows with the same value in the column {named} made one trial."
@@ -265,8 +271,10 @@ def reliability_clause(records: list[dict[str, Any]], one: str) -> str:
         types |= {key[-1] for key in record.get("products") or {} if key.startswith("reliability_type")}
     if not types:
         return ""
-    return f"it is given for each {one} and for the responses of type{'s' if len(types) > 1 else ''}"
-    f" {joined(sorted(types))}"
+    return (
+        f"it is given for each {one} and for the responses of type{'s' if len(types) > 1 else ''}"
+        f" {joined(sorted(types))}"
+    )
 
 
 def psn_sentences(records: list[dict[str, Any]], many: str, one: str) -> tuple[str, str, str, str]:

@@ -56,8 +56,10 @@ def trials(products: Products, book: FigureBook) -> Section:
             "The tables of trials and conditions were not found; the counts are the record's."
         )
     once = int((counts < 2).sum())
-    summary = f"{count(len(labels), 'condition')} with {range_of(counts)}"
-    f" {'trial' if counts.max() == 1 else 'trials'} each"
+    summary = (
+        f"{count(len(labels), 'condition')} with {range_of(counts)}"
+        f" {'trial' if counts.max() == 1 else 'trials'} each"
+    )
     tail = f"; {count(once, 'condition')} shown only once." if once else "."
     many = len(labels) > MOST_BARS or not any(labels)
     figure = trial_counts(labels if not many else [""] * (MOST_BARS + 1), counts)
@@ -303,8 +305,10 @@ def _types_in_words(types: list[str]) -> str:
 def pool_share(brain: Brain, member: np.ndarray) -> str:
     """How much of the mask belongs to the pool, in words."""
     n_pool = int((member[brain.mask] > 0).sum())
-    return f"{n_pool:,} of {int(brain.mask.sum()):,} {brain.unit}"
-    f" ({100 * n_pool / max(1, brain.mask.sum()):.0f} %)"
+    return (
+        f"{n_pool:,} of {int(brain.mask.sum()):,} {brain.unit}"
+        f" ({100 * n_pool / max(1, brain.mask.sum()):.0f} %)"
+    )
 
 
 def fraction_scale() -> Scale:

@@ -52,8 +52,10 @@ def spread(values: np.ndarray, brain: Brain, unit: str) -> str:
     if not inside.size:
         return "no finite value in the mask"
     low, middle, high = np.percentile(inside, [5, 50, 95])
-    text = f"Median {number(middle)}{unit}; 90 % of {inside.size:,} {brain.unit} lie between {number(low)}"
-    f" and {number(high)}{unit}"
+    text = (
+        f"Median {number(middle)}{unit}; 90 % of {inside.size:,} {brain.unit} lie between {number(low)}"
+        f" and {number(high)}{unit}"
+    )
     parts = []
     for name, span in brain.groups.items():
         part = values[span][brain.mask[span] & np.isfinite(values[span])]
