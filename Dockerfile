@@ -71,6 +71,8 @@ FROM python
 # fixed place in the image. NO_ET and the like: no program of ours or below us calls home.
 ENV PATH=/opt/conform/bin:$PATH \
     HOME=/tmp \
+    USER=conform \
+    LOGNAME=conform \
     LANG=C.UTF-8 \
     MPLBACKEND=Agg \
     MPLCONFIGDIR=/tmp/conform-cache/matplotlib \
