@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Does each stage help on measured data?  Which of eight categories was seen, from single-trial betas.
 
-The Haxby slice has twelve runs, each with one block of each of eight categories.  One run at a time is left out:
-betas are z-scored per voxel with the mean and sd of the training runs, the mean pattern of each category is made
-from the training runs, and each left-out trial goes to the category whose mean pattern it correlates with best.
-Chance is 12.5 %.  PSN is fitted on the training runs alone and applied to the class means and left-out trials.
+The Haxby slice has twelve runs, each with one block of each of eight categories.  One run at a time is left
+out: betas are z-scored per voxel with the mean and sd of the training runs, the mean pattern of each
+category is made from the training runs, and each left-out trial goes to the category whose mean pattern it
+correlates with best.  Chance is 12.5 %.  PSN is fitted on the training runs alone and applied to class
+means and left-out trials.  (GLMsingle itself sees all runs, as in published uses; it never sees which
+trials are left out.)
 
     python benchmarks/haxby_decoding.py [--data DIR] [--json FILE]
 """

@@ -212,6 +212,26 @@ def analysis_points(plan: FitPlan) -> tuple[np.ndarray, list[str]]:
     return points, warnings
 
 
+def point_coordinates(plan: FitPlan, points: np.ndarray) -> np.ndarray:
+    """Return the place of each analysed point: its voxel indices, or its number where there are no axes.
+
+    Parameters
+    ----------
+    plan : FitPlan
+    points : ndarray of shape (n_points,), bool
+
+    Returns
+    -------
+    ndarray of shape (n_voxels, 3 or 1), int
+    """
+    from conform_app.images import open_run
+
+    grid = open_run(tuple(map(Path, plan.runs[0].bold))).grid
+    if grid.kind == "volume":
+        return np.argwhere(points.reshape(grid.shape))
+    return np.flatnonzero(points)[:, None]
+
+
 def load_runs(plan: FitPlan, confounds: tuple[str, ...]) -> LoadedRuns:
     """Read the BOLD values inside the analysis mask, and the confounds asked for.
 

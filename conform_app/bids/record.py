@@ -93,7 +93,7 @@ def is_complete(
         record.get("schema") == SCHEMA
         and record.get("digest") == digest
         and record.get("inputs") == fingerprint(plan, roots)
-        and record.get("trials") == plan.trials["onset"]
+        and record.get("plan") == {"trials": plan.trials}
         and set(wanted) <= set(products) | set(record.get("impossible", ()))
         and all((output_dir / file).is_file() for files in products.values() for file in files)
     )

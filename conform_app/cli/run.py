@@ -45,7 +45,9 @@ def run(settings: Settings) -> int:
     from conform_app.bids.dataset import check_folders, check_output, write_dataset
 
     work_dir = Path(settings.resources.work_dir or default_work_dir(settings.output_dir)).absolute()
-    check_folders(settings.bids_dir, settings.output_dir, work_dir)
+    check_folders(
+        settings.bids_dir, settings.output_dir, work_dir, [path for _, path in settings.inputs.derivatives]
+    )
     session = Session(settings)
     if settings.run.reports_only:
         return reports_only(session)
@@ -60,6 +62,7 @@ def run(settings: Settings) -> int:
         "configuration": settings.altering(),
         "configuration_hash": settings.digest(),
         "inputs": session.roots,
+        "overwrite": settings.run.overwrite,
     }
     write_dataset(settings.output_dir, **dataset)
     write_logs(session, final=False)
@@ -91,11 +94,14 @@ def make_plans(session: Session) -> None:
         output_spaces=settings.inputs.output_spaces,
         fit_level=settings.model.fit_level,
         database_path=settings.inputs.bids_database_dir,
+        keep_going=not settings.resources.stop_on_first_crash,
     )
     session.roots = {name: str(path) for name, path in found.datasets.items()}
     for text in found.warnings:
         LOGGER.warning("%s", text)
     validate(session)
+    for failure in found.failures:
+        session.note(failure.error, subject=failure.subject, fit="", step="finding files")
     for fit in found.fits:
         try:
             plan = make_plan(fit, settings.events, settings.model, roots=session.roots)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from nipype.interfaces.base import BaseInterfaceInputSpec, File, SimpleInterface, TraitedSpec, traits
+from threadpoolctl import threadpool_limits
 
 from conform_app.bids.plan import FitPlan, read_plan
 from conform_app.errors import ConformError
@@ -45,7 +46,8 @@ class FitInterface(SimpleInterface):
     def _run_interface(self, runtime: Any) -> Any:
         plan = read_plan(Path(self.inputs.plan_file))
         try:
-            self._results.update(self.work(plan, Path(runtime.cwd)))
+            with threadpool_limits(self.inputs.n_threads):
+                self._results.update(self.work(plan, Path(runtime.cwd)))
         except Exception as error:
             self._note(plan, error)
             raise

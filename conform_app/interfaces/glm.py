@@ -89,6 +89,7 @@ def flatten(result: Any) -> tuple[dict[str, np.ndarray | None], dict[str, Any]]:
     if "C" in types:
         arrays |= {"noise_pool": result.type_c.noise_pool, "xval_trend": result.type_c.xval_trend}
         meta["pcnum"] = int(result.type_c.pcnum)
+        meta["noise_pool_size"] = int(result.type_c.noise_pool.sum())
         for number, regressors in enumerate(result.type_c.pc_regressors or ()):
             arrays[f"pc_regressors_{number}"] = regressors
     if "D" in types:

@@ -1,0 +1,196 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Bad input ends with its exit code and one line that names file and remedy, never with a traceback."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from small_dataset import bold_files, edit_bold, make_dataset, save
+
+from conform_app.cli import main
+
+PLAN_ONLY = ("--dry-run", "--skip-bids-validation")
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    return make_dataset(tmp_path / "ds", n_runs=2)
+
+
+def call(root, out, *options):
+    return main([str(root), str(out), "participant", *map(str, options)])
+
+
+def refused(capsys, root, code, *words, options=PLAN_ONLY, out=None):
+    """Run, expect the code and all the words in the last line of stderr, and no traceback."""
+    got = call(root, out or root.parent / "out", *options)
+    said = capsys.readouterr().err
+    last = said.strip().splitlines()[-1]
+    assert got == code, said
+    assert "Traceback" not in said
+    assert last.endswith(f"(exit code {code})")
+    for word in words:
+        assert str(word) in last, last
+
+
+def events_of(root):
+    return sorted(root.rglob("*_events.tsv"))[0]
+
+
+def test_no_derivatives(dataset, capsys):
+    shutil.rmtree(dataset / "derivatives")
+    refused(capsys, dataset, 66, "preprocessed", "-d fmriprep=PATH")
+
+
+def test_no_events(dataset, capsys):
+    path = events_of(dataset)
+    path.unlink()
+    refused(capsys, dataset, 66, path.name)
+
+
+def test_events_beyond_the_run(dataset, capsys):
+    path = events_of(dataset)
+    path.write_text(path.read_text() + "7500.0\t1.5\tface\n")
+    refused(capsys, dataset, 65, path.name, "line 10", "120 s", "milliseconds")
+
+
+def test_duplicated_onsets(dataset, capsys):
+    path = events_of(dataset)
+    path.write_text(path.read_text() + path.read_text().splitlines()[1] + "\n")
+    refused(capsys, dataset, 65, path.name, "lines 2, 10")
+
+
+def test_overlapping_trials_are_a_warning(dataset, capsys):
+    path = events_of(dataset)
+    path.write_text(path.read_text().replace("\t1.5\t", "\t14\t"))
+    assert call(dataset, dataset.parent / "out", *PLAN_ONLY) == 0
+    assert "overlap" in capsys.readouterr().out
+
+
+def test_missing_tr(dataset, capsys):
+    for path in dataset.rglob("*_bold.json"):
+        content = json.loads(path.read_text())
+        del content["RepetitionTime"]
+        path.write_text(json.dumps(content))
+    refused(capsys, dataset, 65, bold_files(dataset)[0].name, "RepetitionTime")
+
+
+def test_truncated_nifti(dataset, capsys):
+    path = bold_files(dataset)[1]
+    path.write_bytes(path.read_bytes()[:-2000])
+    refused(capsys, dataset, 74, path.name, "opy it again")
+
+
+def test_runs_with_different_grids(dataset, capsys):
+    path = bold_files(dataset)[1]
+    edit_bold(path, lambda data: data[:, :, :3])
+    refused(capsys, dataset, 65, path.name, "grid")
+
+
+def test_mask_that_covers_nothing(dataset, capsys):
+    path = sorted(dataset.rglob("*_mask.nii.gz"))[0]
+    save(path, np.zeros(nib.load(path).shape, np.uint8))
+    refused(capsys, dataset, 65, "mask")
+
+
+def test_unknown_subject(dataset, capsys):
+    refused(capsys, dataset, 18, "99", "01", options=(*PLAN_ONLY, "--participant-label", "99"))
+
+
+def test_unknown_task_and_filters_that_select_nothing(dataset, capsys, tmp_path):
+    refused(capsys, dataset, 18, "nosuch", options=(*PLAN_ONLY, "-t", "nosuch"))
+    filters = tmp_path / "f.json"
+    filters.write_text('{"bold": {"acquisition": "x"}}')
+    refused(capsys, dataset, 18, options=(*PLAN_ONLY, "--bids-filter-file", filters))
+    filters.write_text('{"blod": {}}')
+    refused(capsys, dataset, 64, "blod", options=(*PLAN_ONLY, "--bids-filter-file", filters))
+
+
+def test_unknown_space(dataset, capsys):
+    refused(
+        capsys,
+        dataset,
+        66,
+        "MNI152NLin6Asym",
+        "T1w",
+        options=(*PLAN_ONLY, "--output-spaces", "MNI152NLin6Asym"),
+    )
+
+
+def test_output_is_input(dataset, capsys):
+    refused(capsys, dataset, 64, dataset, out=dataset, options=("--skip-bids-validation",))
+
+
+def test_work_folder_inside_the_input(dataset, capsys):
+    refused(capsys, dataset, 64, "work", options=("-w", dataset / "work"))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to run as somebody else")
+def test_unwritable_output(dataset):
+    out = dataset.parent / "locked"
+    out.mkdir(mode=0o555)
+    done = as_nobody(dataset, out)
+    assert done.returncode == 73, done.stderr
+    assert str(out) in done.stderr.strip().splitlines()[-1]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to run as somebody else")
+def test_read_only_input_and_unwritable_cwd_and_home_work(dataset):
+    out = dataset.parent / "out"
+    out.mkdir()
+    os.chown(out, 65534, 65534)
+    done = as_nobody(dataset, out, "--sloppy")
+    assert done.returncode == 0, done.stderr
+    assert (out / "sub-01.html").is_file()
+
+
+def as_nobody(dataset, out, *options):
+    """Run as a user who may read everything and write only to `out`, with HOME and cwd read-only."""
+    for folder in (dataset.parent, *dataset.parent.parents):
+        if "pytest" in str(folder):
+            folder.chmod(0o755)
+    command = [
+        sys.executable,
+        "-m",
+        "conform_app",
+        dataset,
+        out,
+        "participant",
+        "-w",
+        out.parent / "out" / "w",
+    ]
+    command += ["--skip-bids-validation", *options]
+    env = {"PATH": os.environ["PATH"], "HOME": "/proc", "PYTHONPATH": str(Path(__file__).parents[1])}
+    return subprocess.run(
+        list(map(str, command)), cwd="/proc", env=env, user=65534, group=65534, extra_groups=[],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+
+def test_nan_inf_and_constant_voxels_are_left_out_and_touch_no_other(dataset, tmp_path):
+    clean, dirty = tmp_path / "clean", tmp_path / "dirty"
+    options = ("--sloppy", "--skip-bids-validation", "--no-repeats", "error")
+    assert call(dataset, clean, *options) == 0
+
+    def spoil(data):
+        data[2, 2, 2, 5] = np.nan
+        data[3, 2, 2, 7] = np.inf
+        data[4, 2, 2, :] = 300.0
+
+    edit_bold(bold_files(dataset)[1], spoil)
+    assert call(dataset, dirty, *options) == 0
+    name = "sub-01/func/sub-01_task-x_space-T1w_stat-effect_desc-typeD_statmap.nii.gz"
+    before, after = (np.asarray(nib.load(out / name).dataobj) for out in (clean, dirty))
+    assert np.isfinite(after).all()
+    bad = np.zeros(before.shape[:3], bool)
+    bad[2:5, 2, 2] = True
+    assert (after[bad] == 0).all()
+    assert (after[~bad].any(axis=-1) == before[~bad].any(axis=-1)).all()
+    record = json.loads(next(dirty.rglob("log/fits/*.json")).read_text())
+    assert any("3 voxels" in text for text in record["warnings"])
