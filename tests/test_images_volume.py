@@ -277,3 +277,23 @@ def test_cannot_write(run, tmp_path, monkeypatch):
     with pytest.raises(FileFaultError, match="No space left"):
         write_maps(grid, tmp_path / "a.nii", np.zeros(140))
     assert not (tmp_path / "a.nii").exists()
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_memory(tmp_path, monkeypatch, masked):
+    """Neither reading nor writing holds a second copy."""
+    import tracemalloc
+
+    monkeypatch.setattr("conform_app.images.volume.BLOCK_BYTES", 1 << 20)
+    shape, n = (40, 40, 20), 120
+    mask = np.random.default_rng(9).random(np.prod(shape)) < (0.5 if masked else 1.1)
+    grid = open_run(save(tmp_path / "a.nii.gz", np.zeros((*shape, 2), np.float32))).grid.with_mask(mask)
+    values = np.random.default_rng(10).normal(size=(int(mask.sum()), n)).astype(np.float32)
+    tracemalloc.start()
+    write_maps(grid, tmp_path / "b.nii.gz", values)
+    assert tracemalloc.get_traced_memory()[1] < 0.6 * values.nbytes  # blocks only
+    tracemalloc.reset_peak()
+    got = open_run(tmp_path / "b.nii.gz").load(mask)
+    assert tracemalloc.get_traced_memory()[1] < 1.6 * got.nbytes
+    tracemalloc.stop()
+    np.testing.assert_array_equal(got, values)

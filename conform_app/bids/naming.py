@@ -35,7 +35,8 @@ class Product:
     ----------
     key : str
         As in the record of a fit, e.g. ``"betas_typeD"``.
-    form : {"map", "label", "mask", "table", "store"}
+    form : {"map", "label", "mask", "lookup", "table", "store"}
+        A lookup is the table that names the labels of an image: it has the image's name and sidecar.
     suffix, stat, desc : str
         `stat` and `desc` are empty where the name has none.
     drop : frozenset of str
@@ -67,9 +68,14 @@ class Product:
     columns: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
 
     @property
-    def imaged(self) -> bool:
-        """Whether the product is an image, one file a hemisphere on surfaces."""
-        return self.form in ("map", "label", "mask")
+    def on_grid(self) -> bool:
+        """Whether the product belongs to the points of a grid: one file a hemisphere on surfaces."""
+        return self.form in ("map", "label", "mask", "lookup")
+
+    @property
+    def has_sidecar(self) -> bool:
+        """Whether the product has a JSON of its own."""
+        return self.form != "lookup"
 
 
 @cache
@@ -117,7 +123,7 @@ def product(key: str, glm_type: str | None = None) -> Product:
     if "type" in row:
         if row["type"] == "key" and glm_type is None:
             raise UsageError(f"Product {key!r} needs a GLM type.", f"For instance {key}_typeD.")
-        label = glm_type_label(glm_type or "typeD")
+        label = glm_type_label("typeD" if glm_type is None else glm_type)
         words = {"type": label, "model": _table()["glm_types"][label]}
     text = {name: row.get(name, "").format(**words) for name in ("desc", "description", "long_description")}
     if words.get("type") == "typeD" and "ridge" in row:
@@ -192,7 +198,7 @@ def build_name(
         labels["ses"] = _clean("ses", session)
     if run is not None:
         labels["run"] = _clean("run", run)
-    if item.imaged and kind == "gifti":
+    if item.on_grid and kind == "gifti":
         if hemi not in HEMISPHERES:
             raise UsageError(f"{key} on a surface needs a hemisphere.", "L or R.")
         labels["hemi"] = hemi
@@ -206,7 +212,7 @@ def build_names(
     key: str, entities: Mapping[str, Any], kind: str, *, glm_type: str | None = None, **more: Any
 ) -> tuple[str, ...]:
     """Build the names of a product's files: left and right for a surface map, else one (see `build_name`)."""
-    if kind == "gifti" and product(key, glm_type).imaged:
+    if kind == "gifti" and product(key, glm_type).on_grid:
         return tuple(build_name(key, entities, kind, hemi=h, glm_type=glm_type, **more) for h in HEMISPHERES)
     return (build_name(key, entities, kind, glm_type=glm_type, **more),)
 
@@ -250,9 +256,9 @@ def bidsignore() -> list[str]:
         if status == "ignored":
             patterns.add(f"*_{row['suffix']}.*")
         elif isinstance(status, Mapping):
-            extensions = {ext for kind, ext in forms[row["form"]].items() if status.get(kind) != "valid"}
-            patterns |= {f"*{ext}" for ext in extensions}
-            patterns.add(f"*_hemi-*_{row['suffix']}.json")
+            # surfaces have a hemisphere, grayordinates a density, volumes neither; no underscore before
+            # "hemi" and "den", with which the validator (3.0.2) does not match
+            patterns |= {f"*{entity}-*_{row['suffix']}.*" for entity in ("hemi", "den")}
     patterns |= {f"*{ext}" for kind, ext in forms["map"].items() if kind != "volume"}
     patterns.add(f"*{forms['store']}")
     return [*_table()["ignore"], *sorted(patterns)]

@@ -116,13 +116,13 @@ def sidecar(
         "Sources": sorted(set(uris)) or None,
         "OutsideMaskValue": fill,
     }
-    if item.imaged:
+    if item.on_grid:
         content |= _geometry(entities, grid, uris)
     if item.rows:
         field = {"trials": "TrialTable", "conditions": "ConditionTable"}[item.rows]
         content[field] = f"bids::{build_name(item.rows, entities)}"
     content |= fields
-    content |= {"ConfigurationHash": configuration_hash, "SoftwareVersions": software_versions()}
+    content |= {"ConfigurationHash": configuration_hash, "SoftwareVersions": _versions_text()}
     content = {name: value for name, value in content.items() if value is not None}
     # columns last: they are the long part of a table's sidecar
     return content | {name: _column(text) for name, text in item.columns.items()}
@@ -152,6 +152,11 @@ def _geometry(entities: Mapping[str, Any], grid: Any, uris: Sequence[str]) -> di
 
 def _column(text: Any) -> dict[str, Any]:
     return dict(text) if isinstance(text, Mapping) else {"Description": text}
+
+
+def _versions_text() -> str:
+    # BIDS knows SoftwareVersions as text, so that is what the validator demands
+    return ", ".join(f"{name} {version}" for name, version in software_versions().items())
 
 
 def software_versions() -> dict[str, str]:
