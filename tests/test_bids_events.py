@@ -115,8 +115,19 @@ def test_query(make):
     assert onsets("trial_type == 'blank'") == [1, 9, 13]
     assert onsets("rt < 0.2") == [1, 5, 13]
     assert onsets("rt.isna() and trial_type == 'go'") == [1, 5, 9]
+    assert onsets("rt > 0.2 or rt <= 0.2") == [5, 13]
+    assert onsets("rt != 0.3") == [1]
     assert onsets("trial_type in ['blank', 'stop']") == [1, 13]
-    for bad in ("colour == 'red'", "trial_type ==", "rt + 1", "trial_type + 1", "@pd", "onset.mean()"):
+    for bad in (
+        "colour == 'red'",
+        "trial_type ==",
+        "rt + 1",
+        "trial_type + 1",
+        "@pd",
+        "onset.mean()",
+        "trial_type",
+        "rt",
+    ):
         with pytest.raises(UsageError, match="--ignore-trials") as caught:
             onsets(bad)
         assert "run-1_events.tsv" in caught.value.message

@@ -8,7 +8,14 @@ import pytest
 from bids_skeleton import CIFTI, EVENTS, MNI, Skeleton, gifti, put
 
 from conform_app.bids.inputs import find_fits
-from conform_app.errors import DataError, NoInputError, NothingSelectedError, UsageError
+from conform_app.errors import (
+    CannotCreateError,
+    DataError,
+    FileFaultError,
+    NoInputError,
+    NothingSelectedError,
+    UsageError,
+)
 
 
 @pytest.fixture
@@ -376,6 +383,18 @@ def test_database_is_shared_and_follows_new_participants(skeleton, tmp_path):
         "03"
     ]
     assert {p: p.stat().st_mtime_ns for p in cache.rglob("*.sqlite")} == stamps
+
+
+def test_damaged_or_unwritable_database(skeleton, tmp_path):
+    skeleton.add()
+    cache = tmp_path / "cache"
+    find_fits(bids_dir=skeleton.raw, database_path=cache)
+    for path in cache.rglob("*.sqlite"):
+        path.write_bytes(b"no database" * 500)
+    with pytest.raises(FileFaultError, match=r"the index .* cannot be read"):
+        find_fits(bids_dir=skeleton.raw, database_path=cache)
+    with pytest.raises(CannotCreateError, match="cannot be written"):
+        find_fits(bids_dir=skeleton.raw, database_path=put(tmp_path / "a_file") / "cache")
 
 
 def test_inputs_are_not_written_to(skeleton):

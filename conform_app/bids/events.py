@@ -113,7 +113,7 @@ def drop_rows(rows: EventRows, query: str | None) -> EventRows:
     rows : EventRows
     query : str or None
         For instance ``"trial_type == 'blank' or response_time < 0.2"``.  In it, columns of numbers are
-        numbers and ``n/a`` is missing (comparisons with it are false).
+        numbers and ``n/a`` is missing: it equals nothing and is neither less nor more.
 
     Raises
     ------
@@ -139,9 +139,12 @@ def drop_rows(rows: EventRows, query: str | None) -> EventRows:
         NotImplementedError,
     ) as error:
         raise UsageError(f"{where}: {error}.", remedy) from error
-    if getattr(hit, "shape", None) != (len(typed),) or hit.dtype.kind not in "bO":
+    if getattr(hit, "shape", None) != (len(typed),):
         raise UsageError(f"{where} is not a condition on rows.", remedy)
-    return EventRows(rows.path, rows.table[~hit.fillna(False).astype(bool)], rows.n_read)
+    verdicts = [False if verdict is None or verdict != verdict else verdict for verdict in hit.tolist()]
+    if not all(isinstance(verdict, bool) for verdict in verdicts):
+        raise UsageError(f"{where} is not a condition on rows.", remedy)
+    return EventRows(rows.path, rows.table[[not verdict for verdict in verdicts]], rows.n_read)
 
 
 def choose_stim_column(runs: Sequence[EventRows], asked: str | None, block_column: str | None = None) -> str:

@@ -182,11 +182,13 @@ def open_dataset(
     NoInputError
         `root` is not a folder.
     FileFaultError, CannotCreateError
-        The cache is damaged, or cannot be written.
+        The folder cannot be read; the cache is damaged, or cannot be written.
     """
     root = Path(root)
     if not root.is_dir():
         raise NoInputError(f"{root} is not a folder.", "Check the path.")
+    if not os.access(root, os.R_OK | os.X_OK):  # the walk would pass over it in silence
+        raise FileFaultError(f"{root} cannot be read.", "Check its permissions.")
     wanted = None if subjects is None else sorted(set(subjects))
     if database_path is not None:
         paths = _cached(root, name, Path(database_path))
@@ -227,8 +229,7 @@ def _cached(root: Path, name: str, folder: Path) -> list[Path]:
     place = folder / f"{name}-{hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:12]}"
     try:
         if not place.exists():
-            folder.mkdir(parents=True, exist_ok=True)
-            draft = Path(tempfile.mkdtemp(prefix=".draft-", dir=folder))
+            draft = _draft_folder(folder)
             _walk(root, None, draft)
             try:
                 draft.rename(place)
@@ -237,7 +238,14 @@ def _cached(root: Path, name: str, folder: Path) -> list[Path]:
         return _walk(root, None, place)
     except SQLAlchemyError as error:
         raise FileFaultError(f"the index {place} cannot be read.", "Delete it; it is made anew.") from error
-    except PermissionError as error:
+
+
+def _draft_folder(folder: Path) -> Path:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        return Path(tempfile.mkdtemp(prefix=".draft-", dir=folder))
+    except OSError as error:
         raise CannotCreateError(
-            f"the index folder {folder} cannot be written.", "Choose another --bids-database-dir."
+            f"the index folder {folder} cannot be written: {error.strerror}.",
+            "Choose another --bids-database-dir.",
         ) from error
