@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from conform_app.reports.style import ACCENT, INK, LINE, SOFT, TYPE_COLOURS, WARM, new_figure
+from conform_app.reports.style import INK, LINE, SOFT, TYPE_COLOURS, WARM, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -129,13 +129,14 @@ def pc_curve(trend: np.ndarray, chosen: int) -> Figure:
     Parameters
     ----------
     trend : (n_pcs + 1,) float array
-        Cross-validation score (higher is better) with 0, 1, ... components.
+        Median cross-validated error with 0, 1, ... components, or minus that error.
     chosen : int
         Number taken.
     """
     figure = new_figure(5.6, 2.9)
     axes = figure.subplots()
-    gain = trend - trend[0]
+    error = np.abs(trend)
+    gain = 100 * (1 - error / error[0]) if error[0] > 0 else error[0] - error
     axes.axhline(0, color=LINE, linewidth=0.8)
     axes.plot(np.arange(gain.size), gain, color=TYPE_COLOURS["C"], marker="o", markersize=4)
     if 0 <= chosen < gain.size:
@@ -153,7 +154,7 @@ def pc_curve(trend: np.ndarray, chosen: int) -> Figure:
         )
     axes.margins(y=0.2)
     axes.set_xlabel("number of noise components")
-    axes.set_ylabel("cross-validation score\n(gain over no components)")
+    axes.set_ylabel("cross-validated error:\nreduction (%)")
     axes.xaxis.get_major_locator().set_params(integer=True)
     return figure
 
@@ -183,7 +184,7 @@ def psn_figure(signal: np.ndarray, noise: np.ndarray, error: np.ndarray, cut: fl
         if np.any(signal > 0):
             spectrum.set_ylim(bottom=max(float(signal.max()) * 1e-6, _lowest(signal, noise)))
         spectrum.set_xlabel("dimension")
-        spectrum.set_ylabel("variance (squared units of the betas)")
+        spectrum.set_ylabel("variance (of standardised responses)")
         spectrum.set_title("Signal and noise by dimension")
         _plain_log_ticks(spectrum)
         spectrum.margins(x=0.02)
@@ -237,13 +238,57 @@ def _mark_cut(axes: Axes, cut: float | None) -> None:
     )
 
 
-def unit_cuts(cuts: np.ndarray, n_dimensions: int) -> Figure:
-    """How many dimensions were kept, where every point (or group of points) has its own number."""
+def unit_cuts(cuts: np.ndarray, label: str, unit: str) -> Figure:
+    """How many dimensions were kept, where every point has its own number."""
     figure = new_figure(5.2, 2.6)
-    axes = figure.subplots()
-    high = max(int(np.max(cuts)), 1)
-    edges = np.arange(-0.5, high + 1.5) if high <= 60 else np.linspace(-0.5, high + 0.5, 51)
-    axes.stairs(np.histogram(cuts, bins=edges)[0], edges, fill=True, color=ACCENT)
-    axes.set_xlabel(f"dimensions kept (of {n_dimensions})")
-    axes.set_ylabel("count")
+    _cut_histogram(figure.subplots(), cuts, label, unit)
+    return figure
+
+
+def _cut_histogram(axes: Axes, cuts: np.ndarray, label: str, unit: str) -> None:
+    high = max(float(np.max(cuts)), 1.0)
+    edges = np.arange(-0.5, np.ceil(high) + 1.5) if high <= 60 else np.linspace(-0.5, high + 0.5, 41)
+    axes.stairs(np.histogram(cuts, bins=edges)[0], edges, fill=True, color=TYPE_COLOURS["C"])
+    axes.set_xlabel(label)
+    axes.set_ylabel(unit)
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.yaxis.get_major_locator().set_params(integer=True)
+
+
+def block_figure(blocks: list[tuple[np.ndarray, np.ndarray]], kept: np.ndarray) -> Figure:
+    """Spectra of many blocks of voxels in one panel, dimensions kept in each in another.
+
+    Parameters
+    ----------
+    blocks : list of (signal, noise)
+        Variances by dimension, one pair of arrays a block.
+    kept : (n_blocks,) float array
+        Dimensions kept; may be empty.
+    """
+    figure = new_figure(9.2, 3.1)
+    spectrum, cuts = figure.subplots(1, 2, width_ratios=[1.2, 1.0])
+    longest = max(signal.size for signal, _ in blocks)
+    for part, colour, name in ((1, SOFT, "noise"), (0, TYPE_COLOURS["D"], "signal")):
+        rows = np.full((len(blocks), longest), np.nan)
+        for row, block in zip(rows, blocks, strict=True):
+            row[: block[part].size] = _positive(block[part])
+        number = np.arange(1, longest + 1)
+        step = max(1, len(rows) // 100)
+        spectrum.plot(number, rows[::step].T, color=colour, alpha=0.25, linewidth=0.5, rasterized=True)
+        known = np.isfinite(rows).sum(axis=0) > len(rows) / 2
+        middle = np.full(longest, np.nan)
+        middle[known] = np.nanmedian(rows[:, known], axis=0)
+        spectrum.plot(number, middle, color=colour, linewidth=2.0, label=name)
+    spectrum.set_xscale("log")
+    spectrum.set_yscale("log")
+    most = max((float(s.max()) for s, _ in blocks if s.size and s.max() > 0), default=1.0)
+    spectrum.set_ylim(bottom=most * 1e-5)
+    spectrum.set_xlabel("dimension")
+    spectrum.set_ylabel("variance (of standardised responses)")
+    _plain_log_ticks(spectrum)
+    spectrum.legend()
+    if kept.size:
+        _cut_histogram(cuts, kept, "dimensions kept", "blocks")
+    else:
+        cuts.set_axis_off()
     return figure

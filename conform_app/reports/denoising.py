@@ -3,15 +3,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
-from conform_app.reports.charts import pc_curve, psn_figure, unit_cuts
+from conform_app.reports.charts import block_figure, pc_curve, psn_figure, unit_cuts
 from conform_app.reports.mapfigures import before_after, compare_maps, value_map
 from conform_app.reports.maps import Brain
 from conform_app.reports.painting import diverging
 from conform_app.reports.products import FigureBook, Products, Section
 from conform_app.reports.sections import fraction_scale, how_drawn, noise_pool_figure
-from conform_app.reports.wording import number, spread, why_not_cross_validated
+from conform_app.reports.wording import number, psn_kept, spread, why_no_reliability, why_not_cross_validated
 
 
 def noise_components(products: Products, book: FigureBook, brain: Brain) -> Section:
@@ -28,12 +30,11 @@ def noise_components(products: Products, book: FigureBook, brain: Brain) -> Sect
             section,
             "pccv",
             pc_curve(trend, int(chosen)),
-            alt=f"Cross-validation score against the number of noise components; {chosen} chosen",
-            caption="How well single-trial responses predict those of other runs to the same condition,"
-            " against the"
-            f" number of noise components removed (median over task-driven {brain.unit}). Chosen:"
-            f" {chosen}, the"
-            " fewest that come within the stop rule's margin of the best.",
+            alt=f"Reduction of cross-validated error by noise components; {chosen} chosen",
+            caption="Cross-validated error, how far a single-trial response is from those to the same"
+            f" condition in other runs (median over task-driven {brain.unit}), and its reduction by removing"
+            f" noise components. Chosen: {chosen}, the fewest that come within the stop rule's margin of the"
+            " best.",
         )
     elif chosen is not None:
         section.notes.append(f"The number of components was set to {chosen} without cross-validation.")
@@ -59,10 +60,9 @@ def ridge(products: Products, book: FigureBook, brain: Brain) -> Section:
         "fracridge",
         value_map(brain, values, fraction_scale(), "ridge fraction"),
         alt=f"Map of the ridge fraction: {spread(values, brain, '')}",
-        caption="Length of each ridge solution over that of the ordinary one, chosen by cross-validation:"
-        " 1 means no"
-        f" shrinkage ({full:.0f} % of {brain.unit}), small values mean noisy responses that are shrunk hard."
-        f" {spread(values, brain, '')}. {how_drawn(brain)}",
+        caption="Length of each ridge solution over that of the ordinary one, chosen by cross-validation: 1"
+        f" means no shrinkage ({full:.0f} % of {brain.unit}), small values mean noisy responses that are"
+        f" shrunk hard. {spread(values, brain, '')}. {how_drawn(brain)}",
     )
     return section
 
@@ -75,34 +75,36 @@ def psn(products: Products, book: FigureBook, brain: Brain) -> Section:
         section.notes.append(_why_no_psn(products))
         return section
     curves = products.curves.get("psn") or {}
+    kept, total = psn_kept(choice)
+    blocks = _blocks(products)
+    if len(blocks) > 1:
+        _many_blocks(products, book, section, blocks, kept)
+        _gain(products, book, brain, section)
+        return section
     signal, noise = _numbers(curves.get("signal_var")), _numbers(curves.get("noise_var"))
-    error = _numbers(curves.get("cv_error"))
-    cut = curves.get("threshold", choice.get("threshold"))
-    shape = np.size(cut) if cut is not None else 0
-    n_dims = choice.get("n_dims") or (signal.size or None)
-    if shape > 1:
-        cuts = _numbers(cut)
+    error, cuts = _numbers(curves.get("cv_error")), _numbers(curves.get("threshold"))
+    total = total or (signal.size or None)
+    if cuts.size > 1:  # every unit has its own cut
+        cuts = cuts[np.isfinite(cuts)]
         book.add(
             section,
             "psncuts",
-            unit_cuts(cuts[np.isfinite(cuts)], int(n_dims or np.nanmax(cuts))),
-            alt=f"Histogram of the number of dimensions kept, median {number(np.nanmedian(cuts))}",
-            caption=f"Dimensions kept, chosen for every {brain.unit[:-1]} or parcel on its own:"
-            f" median {number(np.nanmedian(cuts))} of {n_dims}.",
+            unit_cuts(cuts, f"dimensions kept (of {number(total)})", brain.unit),
+            alt=f"Histogram of the number of dimensions kept, median {number(np.median(cuts))}",
+            caption=f"Dimensions kept, chosen for each of {cuts.size:,} {brain.unit} by itself: median"
+            f" {number(np.median(cuts))} of {number(total)}.",
         )
-        kept = None
-    else:
-        kept = float(np.ravel(cut)[0]) if shape else None
-    if (signal.size and noise.size == signal.size) or error.size > 1:
-        both = signal.size and noise.size == signal.size
-        parts = _psn_caption(bool(both), error.size > 1, kept, n_dims, choice)
+    cut = None if cuts.size > 1 else kept[0] if kept else float(cuts[0]) if cuts.size else None
+    both = bool(signal.size and noise.size == signal.size)
+    validated = error.size > 1 and bool(np.isfinite(error).any())
+    if both or validated:
+        nothing = np.zeros(0)
         book.add(
             section,
             "psncut",
-            psn_figure(signal if both else signal[:0], noise, error if error.size > 1 else error[:0], kept),
-            alt="PSN: signal and noise variance by dimension and cross-validation curve; kept"
-            f" {number(kept)}",
-            caption=parts,
+            psn_figure(signal if both else nothing, noise, error if validated else nothing, cut),
+            alt=f"PSN: signal and noise variance by dimension, cross-validation curve; kept {number(cut)}",
+            caption=_psn_caption(both, validated, cut, total, choice),
         )
     else:
         section.notes.append("The record holds no spectrum of signal and noise.")
@@ -111,21 +113,61 @@ def psn(products: Products, book: FigureBook, brain: Brain) -> Section:
 
 
 def _psn_caption(
-    spectrum: bool, validated: bool, kept: float | None, n_dims: int | None, choice: dict
+    spectrum: bool, validated: bool, cut: float | None, total: float | None, choice: dict[str, Any]
 ) -> str:
     words = []
     if spectrum:
         words.append(
-            f"Variance of signal (blue) and of single-trial noise (grey) along each dimension of the"
+            "Variance of signal (blue) and of single-trial noise (grey) along each dimension of the"
             f" {choice.get('basis') or 'chosen'} basis; dimensions without signal fall below the axis."
         )
     if validated:
-        words.append("Squared error of predicting held-out trials from the denoised average of the others.")
-    if kept is not None:
         words.append(
-            f"Kept (dashed): {number(kept)}" + (f" of {n_dims} dimensions." if n_dims else " dimensions.")
+            "Cross-validation: mean squared error of predicting held-out trials from the denoised average of"
+            " the others, against the number of dimensions kept."
         )
+    if cut is not None:
+        of = f" of {number(total)}" if total else ""
+        how = "cross-validated choice" if validated else f"preset {choice.get('mode')}"
+        words.append(f"Kept (dashed): {number(cut)}{of} dimensions, {how}.")
     return " ".join(words)
+
+
+def _blocks(products: Products) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Signal and noise variance by dimension of each block of the table of dimensions."""
+    rows = products.table("psn_dimensions")
+    if not rows or "block" not in rows[0]:
+        return []
+    found: dict[str, list[tuple[float, float]]] = {}
+    for row in rows:
+        pair = tuple(float(row.get(n) or "nan") if row.get(n) != "n/a" else np.nan for n in _VARIANCES)
+        found.setdefault(row["block"], []).append(pair)
+    return [tuple(np.array(pairs).T) for pairs in found.values()]
+
+
+_VARIANCES = ("signal_variance", "noise_variance")
+
+
+def _many_blocks(
+    products: Products,
+    book: FigureBook,
+    section: Section,
+    blocks: list[tuple[np.ndarray, np.ndarray]],
+    kept: list[float],
+) -> None:
+    """Spectra of all blocks of voxels, and how many dimensions were kept in each."""
+    mode = (products.choices.get("psn") or {}).get("mode")
+    how = "by cross-validation" if mode == "cv" else f"by the preset {mode}"
+    middle = f"median {number(np.median(kept))} dimensions a block, chosen {how}" if kept else f"chosen {how}"
+    book.add(
+        section,
+        "psncut",
+        block_figure(blocks, np.array(kept)),
+        alt=f"Signal and noise variance by dimension in {len(blocks)} blocks, and dimensions kept: {middle}",
+        caption=f"PSN was applied to {len(blocks):,} blocks of neighbouring points, each by itself. Left:"
+        " variance of signal (blue) and of single-trial noise (grey) along the dimensions of each block"
+        f" (lines: blocks; bold: their median). Right: dimensions kept, {middle}.",
+    )
 
 
 def _gain(products: Products, book: FigureBook, brain: Brain, section: Section) -> None:
@@ -140,13 +182,13 @@ def _gain(products: Products, book: FigureBook, brain: Brain, section: Section) 
         section.notes.append("Reliability before and after PSN cannot be compared: no point has both.")
         return
     change = (
-        f"Median {np.median(before[both]):.3f} before, {np.median(after[both]):.3f} after;"
-        f" higher in {100 * np.mean(after[both] > before[both]):.0f} % of {int(both.sum()):,} {brain.unit}."
+        f"Median {np.median(before[both]):.3f} before, {np.median(after[both]):.3f} after; higher in"
+        f" {100 * np.mean(after[both] > before[both]):.0f} % of {int(both.sum()):,} {brain.unit}."
     )
     warning = (
-        "The denoiser was fitted to all trials, so this gain is optimistic: it shows that noise shared"
-        " between"
-        " points was removed, and is no held-out test."
+        "For PSN, the denoiser was fitted to one half of the repeats and its averages were compared with the"
+        " raw averages of the other half: no trial counts twice, and the noise left in the other half still"
+        " lowers the value."
     )
     maps = {before_type: before, "PSN": after}
     book.add(
@@ -155,8 +197,7 @@ def _gain(products: Products, book: FigureBook, brain: Brain, section: Section) 
         compare_maps(brain, maps, diverging([before[both], after[both]]), "split-half r"),
         alt=f"Maps of split-half reliability before and after PSN. {change}",
         caption=f"Split-half reliability before (type {before_type}) and after PSN, on one scale. {change}"
-        f" {warning}"
-        f" {how_drawn(brain)}",
+        f" {warning} {how_drawn(brain)}",
     )
     book.add(
         section,
@@ -168,14 +209,15 @@ def _gain(products: Products, book: FigureBook, brain: Brain, section: Section) 
 
 
 def _why_no_psn(products: Products) -> str:
-    repeats = [int(k) for k in products.record.get("repeats") or {}]
-    if repeats and max(repeats) < 2:
-        return "PSN was not run: it needs repeated conditions, and no condition was shown more than once."
-    return "PSN was not run."
+    reason = why_no_reliability(products)
+    if reason == "no map was written":
+        return "PSN was switched off."
+    return f"PSN was not run: {reason}, which it needs to tell signal from noise."
 
 
-def _numbers(values: object) -> np.ndarray:
+def _numbers(values: Any) -> np.ndarray:
     """1-D float array; None entries become NaN."""
     if values is None:
         return np.zeros(0)
-    return np.array([np.nan if v is None else float(v) for v in np.ravel(np.array(values, dtype=object))])
+    flat = values if isinstance(values, list | tuple) else [values]
+    return np.array([np.nan if v is None or isinstance(v, list) else float(v) for v in flat])

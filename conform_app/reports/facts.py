@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from conform_app.reports.wording import count, joined, number
+from conform_app.reports.wording import count, joined, number, psn_kept
 
 _KINDS = {
     "volume": ("voxel", "voxels"),
@@ -89,15 +89,14 @@ def preprocessing_sentence(inputs: list[dict[str, Any]]) -> str:
     if ours:
         version = next(iter(ours.values()))
         return (
-            "The functional images had been preprocessed with"
-            f" fMRIPrep{' ' + version if version else ''} [@fmriprep]."
+            f"The functional images had been preprocessed with fMRIPrep{' ' + version if version else ''}"
+            " [@fmriprep]."
         )
     if programs:
         named = joined([f"`{n}`{' version ' + v if v else ''}" for n, v in programs.items()])
         return (
             "The functional images were taken as they came, preprocessed according to their dataset's"
-            " description by"
-            f" {named}; fMRIPrep is not among the programs named there."
+            f" description by {named}; fMRIPrep is not among the programs named there."
         )
     return (
         "The dataset's description does not say with which program the functional images had been"
@@ -166,8 +165,8 @@ def _stimulus(records: list[dict[str, Any]]) -> str:
     text = ""
     if columns:
         text = (
-            "Conditions were told apart by the column"
-            f" {joined([f'`{c}`' for c in sorted(columns)], 'or')} of the events."
+            f"Conditions were told apart by the column {joined([f'`{c}`' for c in sorted(columns)], 'or')} of"
+            " the events."
         )
     if blocks:
         named = joined([f"`{c}`" for c in sorted(blocks)])
@@ -214,8 +213,8 @@ def full_facts(records: list[dict[str, Any]], everything: int, one: str, many: s
     runs = {len(r["fit"].get("runs") or []) for r in records}
     if most > 0:
         components = (
-            f"Of up to {most}, the number removed, the smallest close to the best by cross-validation,"
-            f" was {chosen}"
+            f"Of up to {most}, the number removed, the smallest close to the best by cross-validation, was"
+            f" {chosen}"
         )
     else:
         components = f"Their number was {chosen}"
@@ -286,14 +285,19 @@ def psn_sentences(records: list[dict[str, Any]], many: str, one: str) -> tuple[s
         return "", "", "", ", because no condition was repeated across runs" if wished else ""
     modes = {str(c["mode"]) for _, c in on}
     how = " ".join(_psn_how(mode, {str(c.get("level")) for _, c in on}, on, one) for mode in sorted(modes))
-    kept = [c.get("threshold") for _, c in on if isinstance(c.get("threshold"), int | float)]
-    n_dims = [c.get("n_dims") for _, c in on if c.get("n_dims")]
+    found = [psn_kept(choice) for _, choice in on]
+    kept = [value for values, _ in found for value in values]
+    totals = [total for _, total in found if total]
+    blocks = max(len(values) for values, _ in found)
     tail = ""
     if kept:
         verb = "effective dimensions were kept" if modes == {"wiener"} else "dimensions were kept"
-        if max(kept) == 1:
+        if max(kept) == 1 and not totals:
             verb = verb.replace("dimensions were", "dimension was")
-        tail = f"{span(kept)}{' of ' + span(n_dims) if n_dims else ''} {verb}."
+        of = f" of {span(totals)}" if totals else ""
+        tail = f"{span(kept)}{of} {verb}{' of a block' if blocks > 1 else ''}."
+    if blocks > 1:
+        how = f"It was applied to {span([len(v) for v, _ in found], 'block')} of neighbouring {many}. {how}"
     without = len(records) - len(on)
     rest = f"PSN was not applied in {count(without, 'fit')} without repeated conditions." if without else ""
     return how, tail[:1].upper() + tail[1:], rest, ""
@@ -306,10 +310,8 @@ def _psn_how(mode: str, levels: set[str], on: list[tuple[dict[str, Any], dict[st
         per = f"separately for each {one}" if levels & {"unit", "parcel"} else "one number for all"
         return (
             f"The condition averages were projected onto the leading dimensions{basis}; their number was"
-            " chosen by"
-            f" cross-validation over repeats ({per}), as the one with which the denoised average of the"
-            " other trials"
-            " predicts held-out trials best."
+            f" chosen by cross-validation over repeats ({per}), as the one with which the denoised average of"
+            " the other trials predicts held-out trials best."
         )
     if mode == "wiener":
         return "The condition averages were multiplied by the Wiener filter of the two covariances."

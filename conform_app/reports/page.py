@@ -14,7 +14,7 @@ from conform_app.reports import denoising, sections
 from conform_app.reports.citations import markdown_to_html, read_bibliography
 from conform_app.reports.products import FigureBook, Products, Section
 from conform_app.reports.style import figure_style
-from conform_app.reports.wording import clock, count, joined, number
+from conform_app.reports.wording import clock, count, joined, number, psn_kept, range_of
 
 
 @dataclass(frozen=True)
@@ -109,8 +109,9 @@ def _view(
     gone = products.gone()
     if gone:
         warnings.append(
-            f"{count(len(gone), 'file')} of this fit no longer exist: {joined(gone[:3])}"
-            f"{' and others' if len(gone) > 3 else ''}. The figures made from them are left out."
+            f"{count(len(gone), 'file')} of this fit no longer exist:"
+            f" {joined(gone[:3])}{' and others' if len(gone) > 3 else ''}. The figures made from them are"
+            " left out."
         )
     shown = _sections(products, book, name, problems)
     book.sweep()
@@ -212,8 +213,8 @@ def _summary(products: Products) -> str:
     return (
         f"{int(fit.get('n_voxels') or 0):,} {_unit(fit)}, {count(n_runs, 'run')},"
         f" {count(int(fit.get('n_trials') or 0), 'trial')} of"
-        f" {count(int(fit.get('n_conditions') or 0), 'condition')}{often};"
-        f" repetition time {number(fit.get('tr'))} s.{chosen}"
+        f" {count(int(fit.get('n_conditions') or 0), 'condition')}{often}; repetition time"
+        f" {number(fit.get('tr'))} s.{chosen}"
     )
 
 
@@ -232,12 +233,10 @@ def _tiles(products: Products) -> list[tuple[str, str]]:
     tiles.append((f"{number(fit.get('tr'))} s", "repetition time"))
     if choices.get("pcnum") is not None:
         tiles.append((str(choices["pcnum"]), "noise components"))
-    psn = choices.get("psn") or {}
-    kept = psn.get("threshold")
-    if isinstance(kept, int | float):
-        tiles.append(
-            (number(kept), f"PSN dimensions{' of ' + str(psn['n_dims']) if psn.get('n_dims') else ''}")
-        )
+    kept, total = psn_kept(choices.get("psn") or {})
+    if kept:
+        label = "PSN dimensions" + (f" of {number(total)}" if total else " a block" if len(kept) > 1 else "")
+        tiles.append((range_of(kept).replace(" to ", "–"), label))
     return tiles
 
 

@@ -16,7 +16,14 @@ from conform_app.reports.mapfigures import compare_maps, hrf_figure, pool_map, v
 from conform_app.reports.maps import Brain
 from conform_app.reports.painting import Scale, diverging, sequential
 from conform_app.reports.products import FigureBook, Products, Section
-from conform_app.reports.wording import count, number, range_of, spread, why_not_cross_validated
+from conform_app.reports.wording import (
+    count,
+    number,
+    range_of,
+    spread,
+    why_no_reliability,
+    why_not_cross_validated,
+)
 
 ORIENTATION = "Radiological convention: the right side of the brain is on the left, as marked."
 
@@ -135,9 +142,9 @@ def variance_explained(products: Products, book: FigureBook, brain: Brain) -> Se
             "rsquaredA",
             value_map(brain, values, scale, "on/off R² (%)", marks),
             alt=f"Map of on/off R squared: {spread(values, brain, '%')}",
-            caption="<b>Type A.</b> Variance explained by one regressor for all trials with an assumed"
-            " HRF: where"
-            f" the task drives the signal at all. {spread(values, brain, '%')}.{tail} {how_drawn(brain)}",
+            caption="<b>Type A.</b> Variance explained by one regressor for all trials with an assumed HRF:"
+            f" where the task drives the signal at all. {spread(values, brain, '%')}.{tail}"
+            f" {how_drawn(brain)}",
         )
     else:
         section.notes.append("The on/off R² map was not written.")
@@ -154,9 +161,8 @@ def variance_explained(products: Products, book: FigureBook, brain: Brain) -> Se
         value_map(brain, values, scale, f"type {best} R² (%)"),
         alt=f"Map of type {best} R squared: {spread(values, brain, '%')}",
         caption=f"<b>Type {best}.</b> Variance explained by the single-trial model."
-        f" {spread(values, brain, '%')}."
-        " It has one regressor a trial, so its values are higher than on/off R² everywhere, noise included:"
-        " compare voxels within this map only.",
+        f" {spread(values, brain, '%')}. It has one regressor a trial, so its values are higher than on/off"
+        " R² everywhere, noise included: compare voxels within this map only.",
     )
     if best == "B" and not {"C", "D"} & set(products.fit.get("types") or []):
         section.notes.append(f"Types C and D were not estimated: {why_not_cross_validated(products)}.")
@@ -169,7 +175,7 @@ def hrf_choice(products: Products, book: FigureBook, brain: Brain) -> Section:
     if not products.has("hrfindex"):
         section.notes.append("The HRF index map was not written.")
         return section
-    index = one_based(products, products.values("hrfindex"))
+    index = products.values("hrfindex")
     hrfs = np.asarray(products.curves.get("hrfs") or np.zeros((0, 0)), dtype=np.float64).T
     times = np.asarray(products.curves.get("hrf_times") or [], dtype=np.float64)
     chosen = index[brain.mask & (index > 0)]
@@ -188,25 +194,11 @@ def hrf_choice(products: Products, book: FigureBook, brain: Brain) -> Section:
         alt=f"Map and histogram of the HRF chosen in each of {chosen.size} {brain.unit}; most often HRF"
         f" {common}",
         caption=f"For each of {chosen.size:,} {brain.unit}, the HRF of the library ({n_hrfs}, from fast to"
-        " slow) with"
-        f" which the single-trial model explains most variance. Most frequent: {common}; {at_ends:.0f} %"
-        " chose the"
-        f" fastest or the slowest one, where noise also ends up.{curves} {how_drawn(brain)}",
+        f" slow) with which the single-trial model explains most variance. Most frequent: {common};"
+        f" {at_ends:.0f} % chose the fastest or the slowest one, where noise also ends up.{curves}"
+        f" {how_drawn(brain)}",
     )
     return section
-
-
-def one_based(products: Products, index: np.ndarray) -> np.ndarray:
-    """HRF index counted from 1; the label table beside the map tells where its counting starts."""
-    path = products.paths("hrfindex")[0]
-    table = path.with_name(path.name.split(".")[0] + ".tsv")
-    if table.is_file():
-        with table.open(encoding="utf-8") as stream:
-            rows = [line.split("\t") for line in stream.read().splitlines()[1:]]
-        named = {int(row[0]) for row in rows if len(row) > 1 and row[0].isdigit() and "hrf" in row[1].lower()}
-        if named and min(named) == 0:
-            return index + 1
-    return index
 
 
 def noise_ceiling(products: Products, book: FigureBook, brain: Brain) -> Section:
@@ -220,10 +212,8 @@ def noise_ceiling(products: Products, book: FigureBook, brain: Brain) -> Section
             value_map(brain, values, sequential(values[brain.mask], cmap="viridis"), "ncsnr"),
             alt=f"Map of the noise-ceiling signal-to-noise ratio: {spread(values, brain, '')}",
             caption="Noise-ceiling SNR: standard deviation of the signal between conditions over that of"
-            " the noise"
-            f" between trials of one condition. {spread(values, brain, '')}. 0 where repeats of a"
-            " condition agree no"
-            f" better than chance. {how_drawn(brain)}",
+            f" the noise between trials of one condition. {spread(values, brain, '')}. 0 where repeats of a"
+            f" condition agree no better than chance. {how_drawn(brain)}",
         )
     if products.has("noiseceiling"):
         values = products.values("noiseceiling")
@@ -234,18 +224,11 @@ def noise_ceiling(products: Products, book: FigureBook, brain: Brain) -> Section
             value_map(brain, values, scale, "noise ceiling (%)"),
             alt=f"Map of the noise ceiling: {spread(values, brain, '%')}",
             caption="Noise ceiling: the most variance of the measured responses that any model of the"
-            " stimuli could"
-            " explain (for which number of trials averaged, see the map's sidecar)."
+            " stimuli could explain (for which number of trials averaged, see the map's sidecar)."
             f" {spread(values, brain, '%')}.",
         )
     if not section.figures:
-        repeats = [int(k) for k in products.record.get("repeats") or {}]
-        reason = (
-            "no condition was shown more than once"
-            if repeats and max(repeats) < 2
-            else "they were not written"
-        )
-        section.notes.append(f"There are no maps of ncsnr and noise ceiling: {reason}.")
+        section.notes.append(f"There are no maps of ncsnr and noise ceiling: {why_no_reliability(products)}.")
     return section
 
 
@@ -256,12 +239,7 @@ def reliability(products: Products, book: FigureBook, brain: Brain) -> Section:
         t: products.values(f"reliability_type{t}") for t in "ABCD" if products.has(f"reliability_type{t}")
     }
     if not maps:
-        repeats = [int(k) for k in products.record.get("repeats") or {}]
-        once = bool(repeats) and max(repeats) < 2
-        section.notes.append(
-            "Reliability needs conditions with repeats, and "
-            + ("no condition was shown more than once." if once else "no reliability map was written.")
-        )
+        section.notes.append(f"Reliability was not computed: {why_no_reliability(products)}.")
         return section
     scale = diverging([values[brain.mask] for values in maps.values()])
     medians = ", ".join(f"{t} {np.nanmedian(v[brain.mask]):.3f}" for t, v in maps.items())
@@ -271,11 +249,9 @@ def reliability(products: Products, book: FigureBook, brain: Brain) -> Section:
         compare_maps(brain, maps, scale, "split-half r"),
         alt=f"Maps and distributions of split-half reliability for types {', '.join(maps)}; medians"
         f" {medians}",
-        caption="Split-half reliability: correlation over conditions between the mean responses of two"
-        " halves of"
-        f" the trials, for {_types_in_words(list(maps))}. All maps share one scale. Medians: {medians}."
-        " Boxes span"
-        f" the quartiles, whiskers the 5th to 95th percentile. {how_drawn(brain)}",
+        caption="Split-half reliability: correlation over conditions between the mean responses of odd and"
+        f" even repeats, for {_types_in_words(list(maps))}. All maps share one scale. Medians: {medians}."
+        f" Boxes span the quartiles, whiskers the 5th to 95th percentile. {how_drawn(brain)}",
     )
     absent = [t for t in "CD" if t not in maps]
     if absent and not set(absent) & set(products.fit.get("types") or []):
@@ -306,8 +282,8 @@ def pool_share(brain: Brain, member: np.ndarray) -> str:
     """How much of the mask belongs to the pool, in words."""
     n_pool = int((member[brain.mask] > 0).sum())
     return (
-        f"{n_pool:,} of {int(brain.mask.sum()):,} {brain.unit}"
-        f" ({100 * n_pool / max(1, brain.mask.sum()):.0f} %)"
+        f"{n_pool:,} of {int(brain.mask.sum()):,} {brain.unit} ({100 * n_pool / max(1, brain.mask.sum()):.0f}"
+        " %)"
     )
 
 
@@ -326,7 +302,6 @@ def noise_pool_figure(products: Products, book: FigureBook, brain: Brain, sectio
         "noisepool",
         pool_map(brain, member),
         alt=f"Map of the noise pool, {pool_share(brain, member)}",
-        caption=f"Noise pool (blue): {pool_share(brain, member)}{below} and bright enough to be tissue."
-        " The noise"
-        f" components are the principal components of their time courses. {how_drawn(brain)}",
+        caption=f"Noise pool (blue): {pool_share(brain, member)}{below} and bright enough to be tissue. The"
+        f" noise components are the principal components of their time courses. {how_drawn(brain)}",
     )

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 INK = "#1f2933"
 SOFT = "#7b8794"
 LINE = "#cbd2d9"
-ACCENT = "#1f6feb"
 WARM = "#c2410c"
 #: Types A to D, then PSN, from light to dark: the same colour for a type in every figure.
 TYPE_COLOURS = {"A": "#a3adb8", "B": "#5aa9c9", "C": "#2f7ebc", "D": "#174a7c", "PSN": "#c2410c"}

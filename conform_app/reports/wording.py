@@ -53,8 +53,8 @@ def spread(values: np.ndarray, brain: Brain, unit: str) -> str:
         return "no finite value in the mask"
     low, middle, high = np.percentile(inside, [5, 50, 95])
     text = (
-        f"Median {number(middle)}{unit}; 90 % of {inside.size:,} {brain.unit} lie between {number(low)}"
-        f" and {number(high)}{unit}"
+        f"Median {number(middle)}{unit}; 90 % of {inside.size:,} {brain.unit} lie between {number(low)} and"
+        f" {number(high)}{unit}"
     )
     parts = []
     for name, span in brain.groups.items():
@@ -74,6 +74,34 @@ def why_not_cross_validated(products: Products) -> str:
     if fit.get("n_repeated_conditions") == 0:
         return "no condition repeats across runs, which their cross-validation needs"
     return "they were switched off or not possible with these data (see what was done, above)"
+
+
+def why_no_reliability(products: Products) -> str:
+    """Reason for which reliability and noise ceilings are missing, as a clause."""
+    repeats = [int(k) for k in products.record.get("repeats") or {}]
+    if repeats and max(repeats) < 2:
+        return "no condition was shown more than once"
+    if len(products.fit.get("runs") or []) == 1:
+        return "there is only one run, so no condition repeats across runs"
+    if products.fit.get("n_repeated_conditions") == 0:
+        return "no condition repeats across runs"
+    return "no map was written"
+
+
+def psn_kept(choice: dict[str, Any]) -> tuple[list[float], float | None]:
+    """Dimensions that PSN kept, one number a block, and how many there were, if the record says so.
+
+    Parameters
+    ----------
+    choice : dict
+        ``choices["psn"]`` of a fit record: either ``threshold`` (kept) and ``n_dims`` (all), or only
+        ``n_dims`` (kept, one number a block of voxels).
+    """
+    kept, total = (
+        (choice["threshold"], choice.get("n_dims")) if "threshold" in choice else (choice.get("n_dims"), None)
+    )
+    values = [float(v) for v in np.ravel(kept if kept is not None else []) if v is not None]
+    return values, None if total is None else float(np.max(total))
 
 
 def clock(seconds: Any) -> str:
