@@ -313,6 +313,8 @@ def test_sidecar(tmp_path):
     assert read["Resolution"]
     assert f"numpy {np.__version__}" in read["SoftwareVersions"]
     assert sidecar("brainmask", entities)["Type"] == "Brain"
+    # the image and the table of its labels share one JSON
+    assert sidecar("hrfindex", entities, fill=0.0) == sidecar("hrfindex_labels", entities)
     assert sidecar("condmean", entities)["ConditionTable"].endswith("_conditions.tsv")
     table = sidecar("trials", entities)
     assert table["onset"]["Units"] == "s"

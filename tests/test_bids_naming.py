@@ -70,7 +70,6 @@ def test_every_product_of_the_record_has_names():
         assert (item.desc == "") == (key in ("trials", "conditions"))
         if item.form in ("map", "label", "mask"):
             assert item.units
-        assert item.has_sidecar == (key != "hrfindex_labels")
     assert "{" not in "".join(product(k).description + product(k).long_description for k in product_keys())
 
 
@@ -290,8 +289,7 @@ def write_product(out, key, entities, kind, raw):
             write_tsv(out / name, {column: [1, 2] for column in item.columns or ("index", "name")})
         elif item.form == "store":
             write_text(out / name, "x")
-        if item.has_sidecar:
-            source = raw / "sub-01/func/sub-01_task-a_bold.nii.gz"
-            content = sidecar(key, entities, grid=grid, sources=[source], roots={"raw": raw}, fill=0.0,
-                              configuration_hash="ab12", RepetitionTime=2.0)  # fmt: skip
-            write_json(out / sidecar_name(name), content)
+        source = raw / "sub-01/func/sub-01_task-a_bold.nii.gz"
+        content = sidecar(key, entities, grid=grid, sources=[source], roots={"raw": raw}, fill=0.0,
+                          configuration_hash="ab12", RepetitionTime=2.0)  # fmt: skip
+        write_json(out / sidecar_name(name), content)

@@ -18,12 +18,11 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from conform_app.bids.description import NAME, describe, merge, real_path
 from conform_app.bids.naming import bidsignore, descriptions
 from conform_app.bids.provenance import plain, write_json, write_text, write_tsv
 from conform_app.errors import CannotCreateError, UsageError
 
-BIDS_VERSION = "1.11.1"
-NAME = "CONFORM"
 _NO_HARD_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK, errno.EACCES)
 _README = """\
 # CONFORM derivatives
@@ -62,20 +61,20 @@ def check_folders(
     UsageError
         The output is an input; the work folder is the output or lies within the input.
     """
-    bids, output = _real(bids_dir), _real(output_dir)
+    bids, output = real_path(bids_dir), real_path(output_dir)
     if output == bids:
         raise UsageError(
             f"The output folder {output_dir} is the input dataset.",
             f"Use for instance {Path(bids_dir) / 'derivatives' / 'conform'}.",
         )
     for path in derivatives:
-        if "://" not in str(path) and output == _real(path):
+        if "://" not in str(path) and output == real_path(path):
             raise UsageError(
                 f"The output folder {output_dir} is one of the input derivatives.", "Use a folder of its own."
             )
     if work_dir is None:
         return
-    work = _real(work_dir)
+    work = real_path(work_dir)
     if work == output:
         raise UsageError(
             f"The work folder {work_dir} is the output folder.", "Use -w with a folder outside of it."
@@ -85,10 +84,6 @@ def check_folders(
             f"The work folder {work_dir} lies within the input dataset {bids_dir}.",
             "Use -w with a folder outside of it.",
         )
-
-
-def _real(path: str | Path) -> Path:
-    return Path(os.path.realpath(path))
 
 
 def check_output(
@@ -259,7 +254,7 @@ def write_dataset(
     """
     output_dir = Path(output_dir)
     _check_writable(output_dir)
-    content = _describe(
+    content = describe(
         output_dir, version, configuration_hash, inputs, os.environ if environ is None else environ
     )
     path = output_dir / "dataset_description.json"
@@ -269,7 +264,7 @@ def write_dataset(
             continue
         if not overwrite:
             _check_hash(output_dir, existing, configuration, configuration_hash)
-            content = _merge(existing, content)
+            content = merge(existing, content)
         if existing != content:
             write_json(path, content)
         break
@@ -327,118 +322,3 @@ def _write_ignore(path: Path) -> None:
     lines = old + [line for line in bidsignore() if line not in old]
     if lines != old:
         write_text(path, "\n".join(lines) + "\n")
-
-
-def _describe(
-    output_dir: Path,
-    version: str,
-    digest: str,
-    inputs: Mapping[str, str | Path],
-    environ: Mapping[str, str],
-) -> dict[str, Any]:
-    found = {name: _input_description(root) for name, root in inputs.items()}
-    own: dict[str, Any] = {"Name": NAME, "Version": version, "CodeURL": _code_url()}
-    own |= {"Container": _container(environ), "ConfigurationHash": digest}
-    own = {name: value for name, value in own.items() if value}
-    first = next((text for text in (d.get("Name") for d in found.values()) if text), "a BIDS dataset")
-    licences = list(dict.fromkeys(d["License"] for d in found.values() if d.get("License")))
-    content = {
-        "Name": f"{NAME}: single-trial responses from {first}",
-        "BIDSVersion": BIDS_VERSION,
-        "DatasetType": "derivative",
-        "License": "; ".join(licences) or None,
-        "HowToAcknowledge": _acknowledge(found.values()),
-        "GeneratedBy": _distinct([own, *(e for d in found.values() for e in _entries(d, "GeneratedBy"))]),
-        "SourceDatasets": _distinct([s for d in found.values() for s in _sources(d)]) or None,
-        "DatasetLinks": {name: _link(root, output_dir) for name, root in inputs.items()} or None,
-    }
-    return {name: value for name, value in content.items() if value is not None}
-
-
-def _input_description(root: str | Path) -> dict[str, Any]:
-    """Read an input's description; an input without a readable one contributes nothing."""
-    if "://" in str(root):
-        return {}
-    try:
-        content = json.loads((Path(root) / "dataset_description.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
-
-
-def _entries(description: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
-    value = description.get(name)
-    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
-
-
-def _sources(description: Mapping[str, Any]) -> list[dict[str, Any]]:
-    doi = str(description.get("DatasetDOI") or "").removeprefix("doi:").removeprefix("https://doi.org/")
-    own = [{"URL": f"https://doi.org/{doi}", "DOI": doi}] if doi else []
-    return own + _entries(description, "SourceDatasets")
-
-
-def _distinct(items: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    out: list[dict[str, Any]] = []
-    for item in items:
-        if item not in out:
-            out.append(item)
-    return out
-
-
-def _acknowledge(found: Iterable[Mapping[str, Any]]) -> str:
-    asked = dict.fromkeys(
-        " ".join(str(d["HowToAcknowledge"]).split()) for d in found if d.get("HowToAcknowledge")
-    )
-    own = "Cite the references in logs/CITATION.md."
-    return " ".join([own, *(f"The source dataset asks: {text}" for text in asked)])
-
-
-def _container(environ: Mapping[str, str]) -> dict[str, str] | None:
-    """Say which container this runs in, if any: a tag, or the file's name without its path."""
-    if tag := environ.get("CONFORM_DOCKER_TAG"):
-        return {"Type": "docker", "Tag": tag}
-    for name, kind in (("APPTAINER_CONTAINER", "apptainer"), ("SINGULARITY_CONTAINER", "singularity")):
-        if image := environ.get(name):
-            if "://" in image:
-                return {"Type": kind, "URI": image}
-            return {"Type": kind, "Tag": Path(image).name}
-    return None
-
-
-def _code_url() -> str | None:
-    """Return the address of the source as the installed package gives it."""
-    from importlib.metadata import PackageNotFoundError, metadata
-
-    try:
-        urls = metadata("conform-app").get_all("Project-URL") or []
-    except PackageNotFoundError:
-        return None
-    found = dict(line.split(", ", 1) for line in urls if ", " in line)
-    return found.get("Source") or found.get("Repository") or next(iter(found.values()), None)
-
-
-def _link(root: str | Path, output_dir: Path) -> str:
-    """Link a dataset: relative if it travels with the output (a near neighbour), else as a URI."""
-    if "://" in str(root):
-        return str(root)
-    target, here = _real(root), _real(output_dir)
-    common = Path(os.path.commonpath([target, here]))
-    relative = os.path.relpath(target, here)
-    if common != Path(common.anchor) and relative.count("..") <= 2:
-        return Path(relative).as_posix()
-    return target.as_uri()
-
-
-def _merge(existing: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
-    """Keep the inputs that earlier runs with the same settings named."""
-    out = dict(new)
-    own, *_ = new["GeneratedBy"]
-    before = [entry for entry in _entries(existing, "GeneratedBy")[1:] if entry.get("Name") != NAME]
-    out["GeneratedBy"] = _distinct([own, *new["GeneratedBy"][1:], *before])
-    sources = _distinct([*_entries(new, "SourceDatasets"), *_entries(existing, "SourceDatasets")])
-    if sources:
-        out["SourceDatasets"] = sources
-    links = dict(existing.get("DatasetLinks") or {}) | dict(new.get("DatasetLinks") or {})
-    if links:
-        out["DatasetLinks"] = links
-    return out

@@ -36,7 +36,8 @@ class Product:
     key : str
         As in the record of a fit, e.g. ``"betas_typeD"``.
     form : {"map", "label", "mask", "lookup", "table", "store"}
-        A lookup is the table that names the labels of an image: it has the image's name and sidecar.
+        A lookup is the table that names the labels of an image: it has the image's name and sidecar (on
+        surfaces one for both hemispheres, with a sidecar of its own).
     suffix, stat, desc : str
         `stat` and `desc` are empty where the name has none.
     drop : frozenset of str
@@ -69,13 +70,8 @@ class Product:
 
     @property
     def on_grid(self) -> bool:
-        """Whether the product belongs to the points of a grid: one file a hemisphere on surfaces."""
-        return self.form in ("map", "label", "mask", "lookup")
-
-    @property
-    def has_sidecar(self) -> bool:
-        """Whether the product has a JSON of its own."""
-        return self.form != "lookup"
+        """Whether the product is an image: one file a hemisphere on surfaces."""
+        return self.form in ("map", "label", "mask")
 
 
 @cache
@@ -132,7 +128,7 @@ def product(key: str, glm_type: str | None = None) -> Product:
     drop = set(row.get("drop", ()))
     if not row.get("per_run"):
         drop.add("run")
-    if row["form"] in ("table", "store"):
+    if row["form"] in ("table", "lookup", "store"):
         drop.add("hemi")
     same = ("form", "suffix", "stat", "per_run", "rows", "units", "mask_type")
     return Product(

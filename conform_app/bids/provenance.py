@@ -94,7 +94,7 @@ def sidecar(
         See `bids_uri`.
     configuration_hash : str, optional
     fill : float, optional
-        OutsideMaskValue.
+        OutsideMaskValue; for labels and masks always 0.
     **fields
         Further fields under their BIDS names (RepetitionTime in s, StimulusDuration in s, NumberOfTrials,
         EstimationMethod, RandomSeed ...); None leaves one out.
@@ -114,9 +114,9 @@ def sidecar(
         "Type": item.mask_type or None,
         "EstimationMethod": _method(item.desc),
         "Sources": sorted(set(uris)) or None,
-        "OutsideMaskValue": fill,
+        "OutsideMaskValue": 0 if item.form in ("label", "lookup", "mask") else fill,
     }
-    if item.on_grid:
+    if item.on_grid or item.form == "lookup":
         content |= _geometry(entities, grid, uris)
     if item.rows:
         field = {"trials": "TrialTable", "conditions": "ConditionTable"}[item.rows]
