@@ -158,7 +158,9 @@ def _many_blocks(
     """Spectra of all blocks of voxels, and how many dimensions were kept in each."""
     mode = (products.choices.get("psn") or {}).get("mode")
     how = "by cross-validation" if mode == "cv" else f"by the preset {mode}"
-    middle = f"median {number(np.median(kept))} dimensions a block, chosen {how}" if kept else f"chosen {how}"
+    middle = (
+        f"median {number(np.median(kept))} dimensions per block, chosen {how}" if kept else f"chosen {how}"
+    )
     book.add(
         section,
         "psncut",

@@ -118,12 +118,13 @@ def _distributions_by_group(
         axes.axvline(value, color=WARM, linewidth=1.1, linestyle=(0, (4, 2)))
         axes.annotate(
             text,
-            (value, 0.97),
+            (value, 1.0),
             xycoords=("data", "axes fraction"),
+            xytext=(3, 0),
+            textcoords="offset points",
             fontsize=7,
             color=WARM,
-            rotation=90,
-            va="top",
+            va="bottom",
         )
     axes.set_xlabel(label)
     axes.set_ylabel(brain.unit)

@@ -54,7 +54,9 @@ class Brain:
     meshes : tuple of Mesh
         Surfaces to draw; empty when no geometry is at hand.
     underlay : (n_points,) float or None
-        Mean image, in scanner units.
+        What lies under the colours: the mean image of a volume, minus the sulcal depth of a surface.
+    greys : (float, float)
+        Darkest and lightest grey of the underlay.
     """
 
     kind: str
@@ -65,6 +67,7 @@ class Brain:
     mask: np.ndarray = field(default_factory=lambda: np.zeros(0, bool))
     meshes: tuple[Mesh, ...] = ()
     underlay: np.ndarray | None = None
+    greys: tuple[float, float] = (0.30, 0.92)
     geometry: str = ""
 
     @property
@@ -183,8 +186,26 @@ def open_brain(
         groups, where = _cifti_groups(_load(paths[0]))
     meshes, geometry = _meshes(where, space or "")
     return Brain(
-        kind, (mask.size,), groups=groups, mask=mask, meshes=meshes, underlay=underlay, geometry=geometry
+        kind,
+        (mask.size,),
+        groups=groups,
+        mask=mask,
+        meshes=meshes,
+        underlay=_relief(meshes, mask.size),
+        greys=(0.55, 0.78),
+        geometry=geometry,
     )
+
+
+def _relief(meshes: tuple[Mesh, ...], n_points: int) -> np.ndarray | None:
+    """Gyri light, sulci dark, for every point that is drawn; None without a known relief."""
+    if not meshes or any(mesh.relief is None for mesh in meshes):
+        return None
+    relief = np.full(n_points, np.nan)
+    for mesh in meshes:
+        has = mesh.point >= 0
+        relief[mesh.point[has]] = np.where(mesh.relief[has] > 0, -1.0, 1.0)
+    return relief
 
 
 def _gifti_groups(paths: list[Path]) -> tuple[dict[str, slice], dict[str, np.ndarray]]:

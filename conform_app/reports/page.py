@@ -229,13 +229,15 @@ def _tiles(products: Products) -> list[tuple[str, str]]:
     repeats = sorted(int(k) for k in products.record.get("repeats") or {})
     if repeats:
         span = str(repeats[0]) if len(repeats) == 1 else f"{repeats[0]}–{repeats[-1]}"
-        tiles.append((span, "trials a condition"))
+        tiles.append((span, "trials per condition"))
     tiles.append((f"{number(fit.get('tr'))} s", "repetition time"))
     if choices.get("pcnum") is not None:
         tiles.append((str(choices["pcnum"]), "noise components"))
     kept, total = psn_kept(choices.get("psn") or {})
     if kept:
-        label = "PSN dimensions" + (f" of {number(total)}" if total else " a block" if len(kept) > 1 else "")
+        label = "PSN dimensions" + (
+            f" of {number(total)}" if total else " per block" if len(kept) > 1 else ""
+        )
         tiles.append((range_of(kept).replace(" to ", "–"), label))
     return tiles
 

@@ -103,8 +103,10 @@ def paint(brain: Brain, values: np.ndarray, scale: Scale) -> np.ndarray:
         if inside.size:
             bottom, top = np.percentile(inside, [1, 99])
             unit = (np.where(shown, brain.underlay, bottom) - bottom) / ((top - bottom) or 1.0)
-            grey = np.where(shown, 0.30 + 0.62 * np.clip(unit, 0.0, 1.0), grey)
-            alpha = np.maximum(alpha, shown)
+            dark, light = brain.greys
+            grey = np.where(shown, dark + (light - dark) * np.clip(unit, 0.0, 1.0), grey)
+            if brain.kind == "volume":  # anatomy around the mask
+                alpha = np.maximum(alpha, shown)
     rgb, opacity = scale.colours(values)
     opacity = opacity * brain.mask
     colour = opacity[:, None] * rgb + (1.0 - opacity)[:, None] * grey[:, None]
@@ -246,7 +248,7 @@ def _draw_surfaces(axes: Axes, meshes: tuple[Mesh, ...], rgba: np.ndarray) -> No
     for mesh in meshes:
         column = 0 if mesh.side == "left" else 1
         relief = mesh.relief if mesh.relief is not None else np.zeros(len(mesh.vertices))
-        base = np.repeat(np.where(relief > 0, 0.55, 0.72)[:, None], 3, axis=1)
+        base = np.repeat(np.where(relief > 0, 0.55, 0.78)[:, None], 3, axis=1)
         has = mesh.point >= 0
         colour = rgba[np.where(has, mesh.point, 0)]
         shown = has & (colour[:, 3] > 0)
@@ -254,11 +256,11 @@ def _draw_surfaces(axes: Axes, meshes: tuple[Mesh, ...], rgba: np.ndarray) -> No
         for row, view in enumerate(("lateral", "medial")):
             triangles, face_rgb = _project(mesh, base, view)
             triangles = triangles + np.array([column * spread * 1.06, -row * tall * 1.08])
-            axes.add_collection(
-                PolyCollection(
-                    triangles, facecolors=face_rgb, edgecolors=face_rgb, linewidths=0.2, rasterized=True
-                )
+            drawn = PolyCollection(
+                triangles, facecolors=face_rgb, edgecolors=face_rgb, linewidths=0.2, rasterized=True
             )
+            drawn.set_in_layout(False)  # the axes' limits already hold it
+            axes.add_collection(drawn)
             middle = triangles.reshape(-1, 2)
             axes.text(
                 middle[:, 0].mean(),

@@ -132,8 +132,8 @@ def variance_explained(products: Products, book: FigureBook, brain: Brain) -> Se
         scale = sequential(values[brain.mask], cmap="inferno")
         marks = [(float(threshold), f"threshold {number(threshold)} %")] if threshold is not None else []
         tail = (
-            f" Dashed: {number(threshold)} %, the threshold that separates voxels driven by the task from the"
-            " candidates for the noise pool."
+            f" Dashed: {number(threshold)} %, the threshold that separates {brain.unit} driven by the task"
+            " from the candidates for the noise pool."
             if threshold is not None
             else ""
         )

@@ -93,9 +93,9 @@ def save_figure(figure: Figure, stem: Path) -> Path:
     stem.parent.mkdir(parents=True, exist_ok=True)
     target = stem.with_name(stem.name + ".svg")
     temporary = stem.with_name(f".{stem.name}.{os.getpid()}.tmp")
-    figure.savefig(temporary, format="svg", dpi=150, metadata={"Date": None, "Creator": None})
+    figure.savefig(temporary, format="svg", dpi=96, metadata={"Date": None, "Creator": None})
     if temporary.stat().st_size > MAX_SVG_BYTES:
         target = stem.with_name(stem.name + ".png")
-        figure.savefig(temporary, format="png", dpi=150, metadata={"Software": None})
+        figure.savefig(temporary, format="png", dpi=130, metadata={"Software": None})
     os.replace(temporary, target)
     return target
