@@ -90,6 +90,12 @@ def _denoising(result, fitted: bool) -> list[str]:
     if c.xval_trend is None:
         says.append(f"{c.pcnum} noise regressors per run were used, as asked for.")
         return says
+    if c.pcnum == 0:
+        says.append(
+            f"None of up to {len(c.xval_trend) - 1} noise regressors lowers the median cross-validated "
+            f"error over {int(c.pc_voxels.sum())} responsive voxels: none is used."
+        )
+        return says
     gain = (1 - c.xval_trend[c.pcnum] / c.xval_trend[0]) * 100 if c.xval_trend[0] else 0.0
     says.append(
         f"{c.pcnum} of up to {len(c.xval_trend) - 1} noise regressors were chosen: over "

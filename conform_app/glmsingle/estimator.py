@@ -147,6 +147,11 @@ def _set_up(series, plan, options, sessions, extra_regressors, device, max_memor
     assumed, library = _responses(options, plan.tr)
     usable = plan.estimable(assumed) if not options.reference else np.ones(plan.n_trials, bool)
     checks.check_design(plan, usable, poly, extra, notes)
+    own = options.hrflibrary is not None or options.hrftoassume is not None
+    if own and np.ptp(plan.durations) > 0:
+        notes.append(
+            "Trials differ in duration, but HRFs given by the user are taken as they are for all of them."
+        )
     typical = library.on_grid(float(np.median(plan.durations)))
     problem = Problem(
         series=series,
@@ -190,6 +195,12 @@ def _fit(problem, badness, session: np.ndarray, notes: list[str]) -> GLMsingleRe
             f"that are not finite, {first.n_constant} are constant in some run, {first.n_zero_mean} have a "
             "mean of zero.",
             "Check mask and data; data must not be z-scored.",
+        )
+    if options.wantpercentbold and first.n_demeaned > first.valid.sum() / 2:
+        notes.append(
+            "Most voxels' mean is smaller than their fluctuation, as if the mean had been removed: "
+            "percent signal change has no meaning then. Give the data with their mean, or set "
+            "wantpercentbold to False."
         )
     threshold, fitted = _threshold(first.onoff_r2, options, want_c, notes)
     denoising = _denoise(problem, first, badness, threshold, want_c, notes)

@@ -18,13 +18,14 @@ from conform_app.glmsingle.problem import Problem
 
 @dataclass(eq=False)
 class Library:
-    """Results of the first pass (names as in `TypeA`, `TypeB`)."""
+    """Results of the first pass (names as in `TypeA`, `TypeB`) and counts of odd voxels."""
 
     valid: np.ndarray
     mean_vol: np.ndarray
     n_nonfinite: int
     n_constant: int
     n_zero_mean: int
+    n_demeaned: int
     onoff_betas: np.ndarray
     onoff_r2: np.ndarray
     assumed_betas: np.ndarray | None
@@ -100,6 +101,7 @@ def _empty_library(problem: Problem) -> Library:
         n_nonfinite=0,
         n_constant=0,
         n_zero_mean=0,
+        n_demeaned=0,
         onoff_betas=problem.empty(1),
         onoff_r2=np.full(n, np.nan),
         assumed_betas=problem.empty(n_trials) if "A" in keep else None,
@@ -138,6 +140,8 @@ def library_pass(problem: Problem, extra: list[np.ndarray]) -> Library:
         ys = [fit.detrend(scan.series.pop(0)[rows], problem.poly_t[r]) for r in problem.runs]
         at = lo + rows
         energies = [fit.energy(y) for y in ys]
+        spread = (sum(energies) / sum(problem.plan.n_volumes)).sqrt().cpu().numpy()
+        out.n_demeaned += int((np.abs(scan.mean[rows]) < spread).sum())
         beta, r2 = onoff.fit(ys, energies)
         out.onoff_betas[at, 0], out.onoff_r2[at] = beta.cpu().numpy(), r2.cpu().numpy()
         if out.assumed_betas is not None:

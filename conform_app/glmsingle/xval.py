@@ -99,12 +99,13 @@ class Badness:
         """Means, scales and partners' sums from unregularised betas (V, N)."""
         means, scales = [], []
         for group in self._groups:
+            if group.numel() < 2:  # nothing to standardise with
+                means.append(betas.new_zeros((len(betas), 1)))
+                scales.append(betas.new_ones((len(betas), 1)))
+                continue
             own = betas if group.numel() == betas.shape[1] else betas[:, group]
             mean = own.mean(dim=1, keepdim=True, dtype=torch.float64)
-            if own.shape[1] > 1:
-                sd = (own - mean).square().sum(dim=1, keepdim=True).div(own.shape[1] - 1).sqrt()
-            else:
-                sd = torch.zeros_like(mean)
+            sd = (own - mean).square().sum(dim=1, keepdim=True).div(own.shape[1] - 1).sqrt()
             # Betas that do not vary (up to float32) have nothing to be scaled by.
             flat = sd <= 1e-6 * mean.abs()
             means.append(mean.to(betas.dtype))
