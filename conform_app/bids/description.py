@@ -34,10 +34,10 @@ def describe(
     own: dict[str, Any] = {"Name": NAME, "Version": version, "CodeURL": _code_url()}
     own |= {"Container": _container(environ), "ConfigurationHash": digest}
     own = {name: value for name, value in own.items() if value}
-    first = next((text for text in (d.get("Name") for d in found.values()) if text), "a BIDS dataset")
+    named = [d["Name"] for d in (found.get("raw", {}), *found.values()) if d.get("Name")]
     licences = list(dict.fromkeys(d["License"] for d in found.values() if d.get("License")))
     content = {
-        "Name": f"{NAME}: single-trial responses from {first}",
+        "Name": f"{NAME}: single-trial responses from {named[0] if named else 'a BIDS dataset'}",
         "BIDSVersion": BIDS_VERSION,
         "DatasetType": "derivative",
         "License": "; ".join(licences) or None,
