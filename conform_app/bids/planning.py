@@ -58,7 +58,8 @@ def make_plan(fit: Fit, events: EventSettings, model: ModelSettings, *, roots: M
             )
     starts, told = _start_times(fit)
     table = build_trials(fit, events, [image.n_volumes * tr for image in images])
-    runs = [_run_plan(*each) for each in zip(fit.runs, images, starts, strict=True)]
+    with_confounds = model.confounds not in ((), ("none",))
+    runs = [_run_plan(*each, with_confounds) for each in zip(fit.runs, images, starts, strict=True)]
     plan = FitPlan(
         name=fit.name,
         subject=fit.subject,
@@ -133,11 +134,11 @@ def _start_times(fit: Fit) -> tuple[list[float], list[str]]:
     return starts, list(dict.fromkeys(warnings))
 
 
-def _run_plan(run: RunInput, image: Any, start: float) -> RunPlan:
+def _run_plan(run: RunInput, image: Any, start: float, with_confounds: bool) -> RunPlan:
     return RunPlan(
         bold=tuple(map(str, run.bold)),
         mask=tuple(map(str, run.mask)),
-        confounds=None if run.confounds is None else str(run.confounds),
+        confounds=str(run.confounds) if with_confounds and run.confounds is not None else None,
         events=None if run.events is None else str(run.events),
         session=run.session,
         run=run.run,

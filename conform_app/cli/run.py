@@ -7,7 +7,6 @@ says with which exit code the run ends and why.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -78,11 +77,12 @@ def run(settings: Settings) -> int:
 
 def make_plans(session: Session) -> None:
     """Find the fits and plan each; a fit that cannot be planned becomes a note."""
+    from conform_app.bids.filters import read_filters
     from conform_app.bids.inputs import find_fits
     from conform_app.bids.planning import make_plan
 
     settings = session.settings
-    filters = read_filters(settings.inputs.bids_filter_file)
+    filters = settings.inputs.bids_filter_file
     found = find_fits(
         bids_dir=settings.bids_dir,
         derivatives=settings.inputs.derivatives,
@@ -90,7 +90,7 @@ def make_plans(session: Session) -> None:
         sessions=settings.inputs.session_label,
         tasks=settings.inputs.task_label,
         runs=settings.inputs.run_label,
-        filters=filters,
+        filters=None if filters is None else read_filters(filters),
         output_spaces=settings.inputs.output_spaces,
         fit_level=settings.model.fit_level,
         database_path=settings.inputs.bids_database_dir,
@@ -111,20 +111,6 @@ def make_plans(session: Session) -> None:
             session.plans.append(plan)
     if not session.plans and session.notes:
         conclude(session, 0)
-
-
-def read_filters(path: str | None) -> dict[str, Any] | None:
-    """Return the content of a BIDS filter file."""
-    if path is None:
-        return None
-    try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(
-            f"BIDS filter file {path} cannot be read ({error.strerror}).", "Check the path."
-        ) from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"BIDS filter file {path} is not valid JSON: {error}.", "Correct it.") from error
 
 
 def validate(session: Session) -> None:

@@ -52,9 +52,16 @@ class GLMsingle(FitInterface):
         )
         arrays, meta = flatten(result)
         arrays["points"] = data.points
-        meta["warnings"] = [*data.warnings, *meta["warnings"]]
+        meta["warnings"] = [*data.warnings, *_left_out(result.valid), *meta["warnings"]]
         meta["seconds"] = time.monotonic() - start
         return {"out_file": str(save_arrays(cwd / "glmsingle.h5", arrays, meta))}
+
+
+def _left_out(valid: np.ndarray) -> list[str]:
+    """Say how many voxels of the mask could not be fitted."""
+    n = int((~valid).sum())
+    reason = "are constant or not finite in some run and were left out"
+    return [f"{n} of {valid.size} voxels in the mask {reason}."] if n else []
 
 
 def options_from(model: dict[str, Any], repeats_across_runs: bool) -> GLMsingleOptions:
@@ -68,6 +75,8 @@ def options_from(model: dict[str, Any], repeats_across_runs: bool) -> GLMsingleO
         options |= {"n_pcs": 2, "fracs": (1.0, 0.8, 0.6, 0.4, 0.2)}
     if not repeats_across_runs and model["no_repeats"] == "fixed":
         options |= {"pcstop": -float(model["fixed_pcs"]), "fracs": (model["fixed_fraction"],)}
+    elif not repeats_across_runs:  # announced by the plan
+        options |= {"wantglmdenoise": False, "wantfracridge": False}
     return GLMsingleOptions(**options)
 
 

@@ -15,6 +15,7 @@ from conform_app.images.arrays import load_arrays, load_meta, save_arrays
 from conform_app.interfaces.base import FitInterface, PlanInputSpec
 from conform_app.interfaces.reliability import z_scored
 from conform_app.psn import PSNResult, fit_psn
+from conform_app.psn.heldout import held_out
 from conform_app.psn.parcels import bisect
 from conform_app.reliability import arrange_repeats
 
@@ -53,10 +54,16 @@ class PSNDenoise(FitInterface):
             options["threshold"] = self.inputs.model["psn_level"]
         fits = [fit_psn(repeats[parcel == number], **options) for number in range(parcel.max() + 1)]
         arrays = joined(fits, parcel, mean, sd) | {"parcel": parcel, "valid": valid, "mean": mean, "sd": sd}
-        arrays["reliability"] = held_out_reliability(repeats, parcel, options)
+        test = held_out(repeats, parcel, options)
+        arrays["reliability"] = test.reliability
         meta = {"mode": mode, "glm_type": last, "basis": fits[0].basis_name, "criterion": fits[0].criterion}
         meta |= {"level": fits[0].level, "n_dims": [float(fit.n_dims) for fit in fits]}
-        meta |= {"account": account(fits), "n_parcels": len(fits), "seconds": time.monotonic() - start}
+        meta |= {"held_out_error": {"before": test.error_before, "after": test.error_after}}
+        meta |= {
+            "account": [*account(fits), *test.account()],
+            "n_parcels": len(fits),
+            "seconds": time.monotonic() - start,
+        }
         return {"out_file": str(save_arrays(out, arrays, meta))}
 
 
@@ -79,45 +86,6 @@ def joined(
         model |= {"noise_var": fit.noise_var, "cv_error": fit.cv_error, "unit_means": fit.unit_means}
         out |= {f"model_{number}_{name}": value for name, value in model.items() if value is not None}
     return out
-
-
-def held_out_reliability(repeats: np.ndarray, parcel: np.ndarray, options: dict[str, Any]) -> np.ndarray:
-    """Correlate averages denoised with one half of the repeats with the raw averages of the other half.
-
-    PSN is fitted on one half only and the other is left raw, so the figure compares with the split-half
-    reliability of raw averages and no trial counts twice.
-
-    Parameters
-    ----------
-    repeats : ndarray of shape (n_voxels, n_conditions, n_repeats)
-    parcel : ndarray of shape (n_voxels,)
-    options : dict
-        Of :func:`conform_app.psn.fit_psn`.
-
-    Returns
-    -------
-    ndarray of shape (n_voxels,), float32
-        Pearson correlation over conditions, mean of the two directions that have trials enough; NaN if none
-        has.
-    """
-    halves = [repeats[:, :, 0::2], repeats[:, :, 1::2]]
-    found = []
-    for fitted, other in (halves, halves[::-1]):
-        present = np.isfinite(fitted[0]).sum(axis=1)
-        both = (present > 0) & np.isfinite(other[0]).any(axis=1)
-        if both.sum() < 3 or present.max() < 2:
-            continue
-        raw = np.nanmean(other[:, both], axis=2)
-        clean = np.empty_like(raw)
-        for number in range(parcel.max() + 1):
-            here = parcel == number
-            clean[here] = fit_psn(fitted[here][:, both], **options).denoised
-        a, b = (x - x.mean(axis=1, keepdims=True) for x in (clean, raw))
-        scale = np.sqrt((a**2).sum(axis=1) * (b**2).sum(axis=1))
-        found.append(np.divide((a * b).sum(axis=1), scale, out=np.full(len(a), np.nan), where=scale > 0))
-    if not found:
-        return np.full(len(repeats), np.nan, np.float32)
-    return np.mean(found, axis=0).astype(np.float32)
 
 
 def account(fits: list[PSNResult]) -> list[str]:
