@@ -93,6 +93,8 @@ COPY --from=app /app/opt/conform /opt/conform
 ARG VERSION=0+unknown
 ARG REVISION=
 ARG CREATED=
+# What the outputs say of the container that made them (dataset_description.json).
+ENV CONFORM_DOCKER_TAG=conform:${VERSION}
 LABEL org.opencontainers.image.title="conform" \
       org.opencontainers.image.description="BIDS App: single-trial responses, denoised and registered, from any lab's task fMRI" \
       org.opencontainers.image.version="${VERSION}" \

@@ -157,5 +157,7 @@ def test_the_recipe_sets_what_the_image_sets(tmp_path: Path) -> None:
     for name, value in image_environment().items():
         if name in per_user:
             assert inside[name].startswith("/tmp/conform-cache-"), name  # noqa: S108
+        elif name == "CONFORM_DOCKER_TAG":
+            assert name not in inside, "the outputs then name the .sif file"
         elif name not in ("PATH", "HOME", "USER", "LOGNAME"):  # these are the host's
             assert inside[name] == value, name
