@@ -71,7 +71,7 @@ def least_squares(y: torch.Tensor, run: Run, out: torch.Tensor) -> None:
     """Betas with all nuisance columns in, into ``out`` (V, N)."""
     p = y @ run.basis
     r = run.back.shape[0]
-    torch.mm(p[:, :r], run.back, out=out) if out.is_contiguous() else out.copy_(p[:, :r] @ run.back)
+    out.copy_(p[:, :r] @ run.back)
     if run.ladder.shape[0]:
         out.addmm_(p[:, r:], run.ladder, alpha=-1)
 
@@ -84,12 +84,6 @@ def ladder_start(y: torch.Tensor, run: Run, n_always: int, out: torch.Tensor) ->
     if n_always:
         out.addmm_(p[:, r : r + n_always], run.ladder[:n_always], alpha=-1)
     return p[:, r:]
-
-
-def residual(y_energy: torch.Tensor, y: torch.Tensor, run: Run, betas: torch.Tensor) -> torch.Tensor:
-    """Sum of squares left by any betas (V, N) after drifts: |y|^2 - |U'y|^2 + |S V'b - U'y|^2, float64."""
-    p = y @ run.basis[:, : run.back.shape[0]]
-    return y_energy - energy(p) + energy(betas @ run.forth - p)
 
 
 def r2(left: torch.Tensor, total: torch.Tensor) -> torch.Tensor:
