@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Measured fMRI (Haxby et al. 2001, one slice): which of eight categories was seen, from single-trial betas.
 
-Betas are z-scored with the training runs' mean and sd and each test trial is given to the class whose training mean
-it correlates with most, one run left out at a time (chance 12.5 %).  The reference code's betas reach 54 % (B),
-69 % (C) and 76 % (D).
+Betas are z-scored with the training runs' mean and sd and each test trial is given to the class whose
+training mean it correlates with most, one run left out at a time (chance 12.5 %).  The reference code's betas
+reach 54 % (B), 69 % (C) and 76 % (D).
 """
 
 import csv
