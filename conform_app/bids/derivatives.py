@@ -274,7 +274,8 @@ def _write_psn(writer: FitWriter, path: Path, meta: Mapping[str, Any]) -> None:
     writer.image("psn_noisevar", psn["unit_noise_var"], **method)
     model = {name: values for name, values in psn.items() if name.startswith("model_")}
     model |= {name: psn[name] for name in ("parcel", "mean", "sd")}
-    writer.store("psn_model", model, meta)
+    # the time it took is no part of the model: equal runs give equal bytes
+    writer.store("psn_model", model, {name: value for name, value in meta.items() if name != "seconds"})
     columns: dict[str, list[Any]] = {"block": [], "index": [], "signal_variance": [], "noise_variance": []}
     columns |= {"cv_error": [], "kept": []}
     for block in range(meta["n_parcels"]):

@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What many tests need: the measured slice, run once through the command line."""
+
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+HAXBY = Path(__file__).parent / "data" / "haxby2001-1slice-bids"
+
+
+@pytest.fixture(scope="session")
+def haxby_run(tmp_path_factory):
+    """Output folder of a full participant run on the Haxby slice (about half a minute)."""
+    from conform_app.cli import main
+
+    root = tmp_path_factory.mktemp("haxby")
+    argv = [
+        HAXBY,
+        root / "out",
+        "participant",
+        "-w",
+        root / "work",
+        "--glm-types",
+        "B",
+        "D",
+        "--save-residuals",
+    ]
+    assert main(list(map(str, argv))) == 0
+    shutil.rmtree(root / "work")
+    return root / "out"
+
+
+@pytest.fixture(scope="session")
+def validate():
+    """Return a function that lists the errors of a BIDS dataset."""
+    import json
+    import subprocess
+
+    from conform_app.bids.validation import find_validator
+
+    program = find_validator()
+    if program is None:
+        pytest.skip("bids-validator-deno is not installed")
+
+    def errors(folder):
+        done = subprocess.run([program, "--json", str(folder)], capture_output=True, text=True, check=False)
+        issues = json.loads(done.stdout)["issues"]["issues"]
+        return [(i["code"], i.get("location")) for i in issues if i["severity"] == "error"]
+
+    return errors
