@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Orthonormal axes across units, in which signal and noise are told apart by truncation.
 
-``signal``: eigenvectors of cSb; ``difference``: of ``cSb - cNb / T``; ``noise``: of cNb; ``pca``: of the covariance
-of the trial averages; ``random``: an orthonormal matrix from a fixed seed; or the columns of a given matrix.
-Columns descend by eigenvalue; the entry of largest magnitude of each is positive.
+``signal``: eigenvectors of cSb; ``difference``: of ``cSb - cNb / T``; ``noise``: of cNb; ``pca``: of the
+covariance of the trial averages; ``random``: an orthonormal matrix from a fixed seed; or the columns of a
+given matrix. Columns descend by eigenvalue; the entry of largest magnitude of each is positive.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 from conform_app.errors import UsageError
 
 BASES = ("signal", "difference", "noise", "pca", "random")
-ORDERINGS = ("eigenvalues", "signalvariance", "prediction")
+ORDERINGS = ("eigenvalues", "signalvariance", "prediction", "measured")
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,7 +83,7 @@ def make_basis(
         values = None if eigenvalues is None else np.asarray(eigenvalues, dtype=float)
     elif kind == "random":
         n = len(signal_cov)
-        axes, values = np.linalg.qr(np.random.RandomState(42).randn(n, n))[0], None  # noqa: NPY002
+        axes, values = np.linalg.qr(np.random.RandomState(42).randn(n, n))[0], None
     elif kind == "signal" and signal_eig is not None:
         values, axes = np.maximum(signal_eig[0][::-1], 0.0), fix_signs(signal_eig[1][:, ::-1])
     else:
@@ -155,8 +155,8 @@ def order_of(basis: Basis, ordering: str, n_trials: float) -> np.ndarray:
 def measured_signal(axes: np.ndarray, x: np.ndarray, there: np.ndarray) -> np.ndarray:
     """Signal variance along each axis taken from the projected data rather than from a covariance.
 
-    Variance over conditions of the trial averages minus the mean trial variance over the number of trials, both
-    unbiased, clipped at 0; ``x`` (n_units, n_conditions, n_trials), ``there`` its valid trials.
+    Variance over conditions of the trial averages minus the mean trial variance over the number of trials,
+    both unbiased, clipped at 0; ``x`` (n_units, n_conditions, n_trials), ``there`` its valid trials.
     """
     counts = there.sum(axis=1)
     total = np.where(there, x, 0.0).sum(axis=2)

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The published interface: `perform_gsn` and `psn` with the keys, defaults and errors of GSN 1.2 and PSN 0.2.
 
-Scripts written for those packages run on ours unchanged.  Errors are therefore of the built-in types.  What this
-does not copy: printing, figures, and the split-half diagnostics (``recovery_tradeoff``).  New code uses
-`conform_app.psn.fit_gsn` and `conform_app.psn.fit_psn`, whose defaults are better: here one constant unit turns off
-shrinkage for all, the cut is analytic, and n x n denoisers are built.
+Scripts written for those packages run on ours unchanged.  Errors are therefore of the built-in types.  What
+this does not copy: printing, figures, and the split-half diagnostics (``recovery_tradeoff``).  New code
+uses `conform_app.psn.fit_gsn` and `conform_app.psn.fit_psn`, whose defaults are better: here one constant
+unit turns off shrinkage for all, the cut is analytic, and n x n denoisers are built.
 """
 
 from __future__ import annotations
@@ -43,12 +43,14 @@ def perform_gsn(data: np.ndarray, opt: dict | None = None) -> dict:
     data : array_like, (n_units, n_conditions, n_trials)
         NaN marks a missing trial.
     opt : dict, optional
-        wantshrinkage, shrinklevels, returns, uneven; backend, device, eigh_device and wantverbose are accepted.
+        wantshrinkage, shrinklevels, returns, uneven; backend, device, eigh_device and wantverbose are
+        accepted.
 
     Returns
     -------
     dict
-        mnN, mnS (1, n_units), ncsnr (n_units,), shrinklevelN, shrinklevelD, numiters, and what `returns` names.
+        mnN, mnS (1, n_units), ncsnr (n_units,), shrinklevelN, shrinklevelD, numiters, and what `returns`
+        names.
 
     Raises
     ------
@@ -169,8 +171,8 @@ def psn(
     Returns
     -------
     dict
-        denoiseddata, residuals, unit_means, denoiser, best_threshold, fullbasis, signalvar, noisevar, objective,
-        svnv_before, svnv_after, gsn_result and the rest of the published keys.
+        denoiseddata, residuals, unit_means, denoiser, best_threshold, fullbasis, signalvar, noisevar,
+        objective, svnv_before, svnv_after, gsn_result and the rest of the published keys.
 
     Raises
     ------

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Arguments of the published interface: merging, defaults and the checks with its error messages (ValueError)."""
+"""Arguments of the published interface: merging, defaults, and checks with its error messages."""
 
 from __future__ import annotations
 
@@ -54,7 +54,8 @@ def merge_arguments(mode: object, opt: object, keywords: dict) -> dict:
         name = mode.lower()
         if name not in PRESETS:
             raise ValueError(
-                f"Unknown mode: {mode}. Must be 'conservative', 'standard', 'aggressive', 'compare', or 'wiener'"
+                f"Unknown mode: {mode}. Must be 'conservative', 'standard', 'aggressive', "
+                "'compare', or 'wiener'"
             )
         preset = dict(PRESETS[name])
     elif isinstance(mode, dict):
@@ -85,8 +86,8 @@ def _refuse_with_wiener(given: dict) -> None:
     clashes = [f"{name}={given[name]!r}" for name in _IGNORED_BY_WIENER if name in given and counts(name)]
     if clashes:
         raise ValueError(
-            "The full-rank Wiener filter (mode/criterion 'wiener') is basis-free and applies no truncation, so it "
-            "ignores the basis/criterion/threshold pipeline. Remove these conflicting options: "
+            "The full-rank Wiener filter (mode/criterion 'wiener') is basis-free and applies no truncation, "
+            "so it ignores the basis/criterion/threshold pipeline. Remove these conflicting options: "
             f"{', '.join(clashes)}."
         )
 
@@ -236,7 +237,8 @@ def _gsn_result(value: object, n_units: int) -> dict | None:
         if (vectors in value) != (values in value):
             there, absent = (vectors, values) if vectors in value else (values, vectors)
             raise ValueError(
-                f"gsn_result has '{there}' but not '{absent}'; cached eigvecs and eigvals must be provided together."
+                f"gsn_result has '{there}' but not '{absent}'; "
+                "cached eigvecs and eigvals must be provided together."
             )
     return dict(value)
 

@@ -4,9 +4,9 @@
 The response of n units to condition c in trial j is ``x_cj = s_c + e_cj`` with ``s ~ (mnS, cS)`` and
 ``e ~ (0, cN)``.  With t trials per condition the trial averages have covariance ``cD = cS + cN / t``.
 
-* ``cN``: mean over conditions of the unbiased covariance over trials, shrunk towards its diagonal.  Trials enter
-  through orthonormal contrasts ``h`` (t - 1 of them, rows of Helmert's matrix): ``F_N = X h'`` has the same outer
-  product as the residuals ``X - mean`` in fewer columns.
+* ``cN``: mean over conditions of the unbiased covariance over trials, shrunk towards its diagonal.  Trials
+  enter through orthonormal contrasts ``h`` (t - 1 of them, rows of Helmert's matrix): ``F_N = X h'`` has
+  the same outer product as the residuals ``X - mean`` in fewer columns.
 * ``cD``: covariance over conditions of the averages, shrunk as well; ``cS = cD - cN / t``.
 * ``cSb, cNb``: both positive semi-definite and consistent with the data, by turns (`biconvex`):
   ``cSb = PSD(cD - cNb / t)``, ``cNb = PSD(a cN + b (cD - cSb))``.
@@ -102,8 +102,9 @@ def fit_gsn(
         What to do when trials are missing.  "fast": a trial counts only where all units have it.  "missing":
         pairwise over the trials that two units share (costly: a few n x n products a condition).
     reference : bool, default False
-        Reproduce the published code to rounding: no unit is left out (one constant unit then turns off shrinkage
-        for all), 1e-10 is added to singular matrices, a single unit's variance is scaled by the level.
+        Reproduce the published code to rounding: no unit is left out (one constant unit then turns off
+        shrinkage for all), 1e-10 is added to singular matrices, a single unit's variance is scaled by the
+        level.
 
     Returns
     -------
@@ -279,7 +280,8 @@ def biconvex(
 ) -> Biconvex:
     """Positive semi-definite signal and noise covariances that together explain ``c_d`` and ``c_n``.
 
-    ``bias`` is the share of the noise covariance in that of the averages (1/t, or one value per pair of units).
+    ``bias`` is the share of the noise covariance in that of the averages (1/t, or one value per pair of
+    units).
     """
     c, t = n_conditions, t_mean
     den = c * t**2 * (t - 1) + c - 1

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Cross-validated number of dimensions: what do the other trials, denoised, say about the one left out?
 
-For each fold the averages of the training trials minus unit means, ``Z`` (n x C), are projected on the first k
-axes of an orthonormal basis B and compared with the left-out trials ``Y`` (n x C), centred on the same means:
+For each fold the averages of the training trials minus unit means, ``Z`` (n x C), are projected on the
+first k axes of an orthonormal basis B and compared with the left-out trials ``Y`` (n x C), centred on the
+same means:
 
     E(k) = sum_u E_u(k),    E_u(k) = sum_c w_c (R_k - Y)_uc^2,    R_k = B_k B_k' Z,    P = B' Z.
 
@@ -146,7 +147,7 @@ def cv_curves(
     sum_population, sum_units, weight = 0.0, 0.0, 0.0
     for fold in folds:
         z, y, w = _sides(x, fold, swap)
-        m = _unit_means(x, fold, z) if means is None else means
+        m = _unit_means(x, fold, y if swap else z) if means is None else means
         root = np.sqrt(w)
         used = w > 0
         z = (z - m[:, None])[:, used] * root[used]

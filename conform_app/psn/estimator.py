@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Partitioning signal and noise (PSN): denoise condition averages by a low-rank projection.
 
-GSN gives the covariance of the signal, cSb, and of the noise, cNb; a basis B across units is built from them; the
-averages are projected on its first K axes.  By default B holds the eigenvectors of ``cSb - cNb / T``, in which
-every further axis adds more noise and less signal, and K is chosen by cross-validation: GSN and B are fitted anew
-without one trial per condition, and K is the number of axes with which the denoised average of the other trials
-comes closest to that trial (`conform_app.psn.crossval`).  With two trials per condition none can be spared; then B
-comes from other conditions instead.
+GSN gives the covariance of the signal, cSb, and of the noise, cNb; a basis B across units is built from
+them; the averages are projected on its first K axes.  By default B holds the eigenvectors of ``cSb - cNb /
+T``, in which every further axis adds more noise and less signal, and K is chosen by cross-validation: GSN
+and B are fitted anew without one trial per condition, and K is the number of axes with which the denoised
+average of the other trials comes closest to that trial (`conform_app.psn.crossval`).  With two trials per
+condition none can be spared; then B comes from other conditions instead.
 
 Presets of the published method (analytic cuts): standard, conservative, aggressive, compare, wiener.
 
@@ -22,7 +22,7 @@ import numpy as np
 
 from conform_app.errors import DataError, UsageError
 from conform_app.psn import crossval
-from conform_app.psn.basis import Basis, make_basis, order_of
+from conform_app.psn.basis import Basis, make_basis, measured_signal, order_of
 from conform_app.psn.covariance import GSNResult, gsn_complete, level_grid
 from conform_app.psn.intake import Usable, as_responses, usable_data
 from conform_app.psn.options import PSNOptions, check_options
@@ -58,8 +58,8 @@ def fit_psn(
     Parameters
     ----------
     data : array_like, (n_units, n_conditions, n_trials)
-        Single-trial responses in one unit of measurement; NaN marks a missing trial.  Conditions with a single
-        trial are denoised like the others.
+        Single-trial responses in one unit of measurement; NaN marks a missing trial.  Conditions with a
+        single trial are denoised like the others.
     mode : {"cv", "standard", "conservative", "aggressive", "compare", "wiener"}, default "cv"
         Sets basis and criterion; the arguments below override it.
     threshold : {"global", "unit"}, default "global"
@@ -68,8 +68,9 @@ def fit_psn(
         Axes; "compare" takes signal or difference, whichever makes split halves agree better.
     criterion : {"cv", "prediction", "max-tradeoff", "variance", "variance_eigenvalues", "wiener"}, optional
         How the cut is chosen.
-    ordering : {"eigenvalues", "signalvariance", "prediction"}, default "eigenvalues"
-        Order in which axes are kept.
+    ordering : {"eigenvalues", "signalvariance", "prediction", "measured"}, default "eigenvalues"
+        Order in which axes are kept; "measured" takes the signal variance of the projected data, as releases
+        before December 2025 did.
     cv_basis : {"refit", "all"}, default "refit"
         Axes for cross-validation: fitted without the left-out trials, or once from all of them (the published
         shortcut, faster and optimistic).
@@ -78,7 +79,8 @@ def fit_psn(
     variance_threshold : float, default 0.99
         Share of signal variance to keep (criterion "variance").
     alpha : float, optional
-        0..1, between the prediction criterion and keeping all signal variance; overrides an analytic criterion.
+        0..1, between the prediction criterion and keeping all signal variance; overrides an analytic
+        criterion.
     allowable_thresholds : array_like of int, optional
         Numbers of dimensions to choose from; a single one forces it.
     unit_groups : array_like of int, (n_units,), optional
@@ -101,8 +103,8 @@ def fit_psn(
     """
     data = as_responses(data)
     options = check_options(
-        len(data), mode, threshold, basis, criterion, ordering, cv_basis, max_folds, variance_threshold, alpha,
-        allowable_thresholds, unit_groups,
+        len(data), mode, threshold, basis, criterion, ordering, cv_basis, max_folds,
+        variance_threshold, alpha, allowable_thresholds, unit_groups,
     )  # fmt: skip
     if uneven not in ("fast", "missing"):
         raise UsageError(f"uneven = {uneven!r} is not known.", 'Choose "fast" or "missing".')
@@ -123,10 +125,10 @@ def _fit(
 ) -> PSNResult:
     t = gsn.n_trials
     m = mean.mean(axis=1, keepdims=True)
-    axes, cv_error, scheme = None, None, ""
+    cv_error, scheme = None, ""
     if options.basis_name == "compare":
         options = replace(options, basis=compare_bases(usable.x, gsn, mean, t, options))
-    axes = ordered_basis(options, gsn, mean, t, usable.valid)
+    axes = ordered_basis(options, gsn, mean, usable)
     if options.allowed is not None and options.allowed.max(initial=0) > axes.axes.shape[1]:
         raise UsageError(
             f"allowable_thresholds exceed the {axes.axes.shape[1]} dimensions of the basis.",
@@ -176,13 +178,14 @@ def _fit(
     )
 
 
-def ordered_basis(
-    options: PSNOptions, gsn: GSNResult, mean: np.ndarray, t: float, valid: np.ndarray
-) -> Basis:
+def ordered_basis(options: PSNOptions, gsn: GSNResult, mean: np.ndarray, usable: Usable) -> Basis:
     """The axes asked for, in the order in which they are kept."""
-    kind = options.basis if isinstance(options.basis, str) else options.basis[valid]
-    b = make_basis(kind, gsn.signal_cov, gsn.noise_cov, mean, t, signal_eig=gsn.signal_eig)
-    order = order_of(b, options.ordering, t)
+    kind = options.basis if isinstance(options.basis, str) else options.basis[usable.valid]
+    b = make_basis(kind, gsn.signal_cov, gsn.noise_cov, mean, gsn.n_trials, signal_eig=gsn.signal_eig)
+    if options.ordering == "measured":
+        order = np.argsort(measured_signal(b.axes, usable.x, usable.there))[::-1]
+    else:
+        order = order_of(b, options.ordering, gsn.n_trials)
     return b if np.array_equal(order, np.arange(order.size)) else b.ordered(order)
 
 
@@ -204,7 +207,7 @@ def _cross_validate(
             part = Usable(usable.x if whole else usable.x[:, shown], fold.basis[shown], usable.valid)
             refit = gsn_complete(part, *fixed)
             mean = crossval.averages(part.x, part.there)
-            last[:] = [(fold.basis, ordered_basis(options, refit, mean, refit.n_trials, usable.valid).axes)]
+            last[:] = [(fold.basis, ordered_basis(options, refit, mean, part).axes)]
         return last[0][1]
 
     # The published shortcut subtracts the unit means of all trials; refitted folds their own.
@@ -321,7 +324,7 @@ def _account(
     left_out = int((~usable.valid).sum())
     if left_out:
         sentences.append(
-            f"{left_out} of {usable.valid.size} units were constant, not finite or incomplete and were not denoised."
+            f"{left_out} of {usable.valid.size} units were constant, not finite or incomplete and left as is."
         )
     if options.criterion == "wiener":
         return (*sentences, f"A Wiener filter with {k:.1f} effective dimensions was applied.")

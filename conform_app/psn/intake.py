@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which units and trials can enter an estimate.
 
-A trial of a condition is missing when no unit has it.  A unit is left out when it cannot be modelled: infinite
-or entirely missing, without a trial that others have, constant, or without any noise.  Units left out never
-touch the others; callers put them back.
+A trial of a condition is missing when no unit has it.  A unit is left out when it cannot be modelled:
+infinite or entirely missing, without a trial that others have, constant, or without any noise.  Units left
+out never touch the others; callers put them back.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def usable_data(data: np.ndarray, *, keep_partial: bool = False, keep_all: bool 
     if not keep_partial and (counts == 0).any():
         raise DataError(
             f"Condition {int(np.argmin(counts))} has no valid trial.",
-            "Leave out conditions that were never shown; every condition needs one trial that all units have.",
+            "Leave out conditions never shown; every condition needs one trial that all units have.",
         )
     if not keep_partial and counts.max(initial=0) < 2:
         raise DataError("No condition is repeated.", "Signal and noise can only be told apart with repeats.")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from conform_app.errors import UsageError
-from conform_app.psn.basis import BASES, ORDERINGS
+from conform_app.psn.basis import ORDERINGS
 
 CRITERIA = ("cv", "prediction", "max-tradeoff", "variance", "variance_eigenvalues", "wiener")
 LEVELS = {"global": "global", "population": "global", "unit": "unit", "hybrid": "unit"}

@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """GSN when single units miss single trials: every pair of units over what the two share.
 
-With ``M_c`` (units x trials, 0/1) the mask of condition c and ``X_c`` the responses with zeros where missing, the
-sums over shared trials of all pairs are products: ``n = M M'``, ``S = X X'``, ``a = X M'`` (sum of unit i over the
-trials shared with j), so the unbiased covariance over shared trials is ``(S - a * a' / n) / (n - 1)``.
+With ``M_c`` (units x trials, 0/1) the mask of condition c and ``X_c`` the responses with zeros where
+missing, the sums over shared trials of all pairs are products: ``n = M M'``, ``S = X X'``, ``a = X M'``
+(sum of unit i over the trials shared with j), so the unbiased covariance over shared trials is ``(S - a *
+a' / n) / (n - 1)``.
 
-``cN``: its mean over conditions where the pair shares two trials or more.  ``cD``: the same formula over conditions
-of the units' own means.  ``bias_ij``: mean over conditions of ``n_ij / (n_i n_j)``, the share of cN in cD.
-Conditions without gaps, usually most, need no masks.
+``cN``: its mean over conditions where the pair shares two trials or more.  ``cD``: the same formula over
+conditions of the units' own means.  ``bias_ij``: mean over conditions of ``n_ij / (n_i n_j)``, the share of
+cN in cD. Conditions without gaps, usually most, need no masks.
 """
 
 from __future__ import annotations
@@ -109,7 +110,7 @@ def _masked_cov(d: np.ndarray, mask: np.ndarray) -> np.ndarray:
     return (y @ y.T - sums * sums.T / shared) / (shared - 1)
 
 
-def _level_or_one(what: str, choose) -> float:  # noqa: ANN001
+def _level_or_one(what: str, choose) -> float:
     level = choose()
     if level is None:
         warnings.warn(

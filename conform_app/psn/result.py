@@ -122,7 +122,8 @@ class PSNResult:
         responses : array_like, (n_units,) or (n_units, ...)
             Trials or averages in the unit of the training data.
         n_trials : float, optional
-            Trials that each response is the average of; used by Wiener only (default: T of the training data).
+            Trials that each response is the average of; used by Wiener only (default: T of the training
+            data).
 
         Returns
         -------
@@ -198,7 +199,7 @@ def wiener_matrix_of(signal_cov: np.ndarray, noise_cov: np.ndarray, n_trials: fl
 
 
 def kept_variance(axes: np.ndarray, k: int | np.ndarray, *variances: np.ndarray) -> list[np.ndarray]:
-    """For each array of variances along the axes, what each unit keeps of it: ``sum_{d <= k} B_ud^2 var_d``."""
+    """What each unit keeps of variances along the axes: ``sum_{d <= k} B_ud^2 var_d``, for each array."""
     along = np.stack(variances, axis=1)
     limit = np.broadcast_to(np.asarray(k), (len(axes),))
     out = np.empty((len(axes), along.shape[1]))

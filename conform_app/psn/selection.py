@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Analytic cuts for a population, for each unit or for groups of units, and the choice between two bases.
 
-A unit's share of a dimension is ``B_ud^2``; its curves G_u and A_u are those of `conform_app.psn.threshold` with
-variances weighted by that share.  Units of a group share the cut found on the mean of their curves.
+A unit's share of a dimension is ``B_ud^2``; its curves G_u and A_u are those of `conform_app.psn.threshold`
+with variances weighted by that share.  Units of a group share the cut found on the mean of their curves.
 """
 
 from __future__ import annotations

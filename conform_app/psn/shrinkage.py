@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """How far to shrink a covariance towards its diagonal: all levels from one eigendecomposition.
 
-For ``c = F F'`` (F: n x r) and ``d = diag(c)`` the candidates are ``S(s) = s c + (1 - s) diag(d)``.  Whitened by the
-diagonal, ``W = d^-1/2 F``, they share their eigenvectors: ``d^-1/2 S(s) d^-1/2 = (1 - s) I + s W W'`` has the
-eigenvalues ``(1 - s) + s lam_j`` on the span of W and ``1 - s`` on the rest.  So with the squared coordinates of
-the held-out points in that basis, the Gaussian negative log-likelihood of every level costs O(n).
+For ``c = F F'`` (F: n x r) and ``d = diag(c)`` the candidates are ``S(s) = s c + (1 - s) diag(d)``.
+Whitened by the diagonal, ``W = d^-1/2 F``, they share their eigenvectors: ``d^-1/2 S(s) d^-1/2 = (1 - s) I
++ s W W'`` has the eigenvalues ``(1 - s) + s lam_j`` on the span of W and ``1 - s`` on the rest.  So with
+the squared coordinates of the held-out points in that basis, the Gaussian negative log-likelihood of every
+level costs O(n).
 
     nll(s) = 1/2 mean_p [p' S(s)^-1 p] + 1/2 log det S(s) + n/2 log 2 pi
 
@@ -22,11 +23,11 @@ _HELD_OUT = 5  # one in five conditions is held out
 
 
 def split_order(m: int) -> np.ndarray:
-    """The fixed permutation of m things by which held-out data are chosen.
+    """The fixed (published) permutation of m things by which held-out data are chosen.
 
-    It depends on m alone (it is the published one) and leaves the global random state alone.
+    It depends on m alone and leaves the global random state alone.
     """
-    return np.argsort(np.random.RandomState(42).random(m))  # noqa: NPY002 - the published sequence
+    return np.argsort(np.random.RandomState(42).random(m))
 
 
 def held_out_mask(n_conditions: int) -> np.ndarray:

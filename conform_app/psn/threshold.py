@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """How many dimensions to keep, from the signal and noise variance of each (no held-out data).
 
-In the order of the basis let ``s_d`` and ``v_d`` be a dimension's signal and single-trial noise variance.  Keeping
-the first k dimensions of averages over T trials gains
+In the order of the basis let ``s_d`` and ``v_d`` be a dimension's signal and single-trial noise variance.
+Keeping the first k dimensions of averages over T trials gains
 
     G(k) = sum_{d <= k} (s_d - v_d / T)        A(k) = sum_{d <= k} s_d        k = 0 .. D
 
@@ -10,7 +10,8 @@ in expected squared error against dropping them, and signal variance A(k).  The 
 
 * prediction: the first maximum p of G;
 * variance: the first k with ``A(k) >= f A(D)``;
-* max-tradeoff: the k in p..D farthest from the chord of the curve ``x = A(k)/A(D)``, ``y`` = G scaled to 1..0;
+* max-tradeoff: the k in p..D farthest from the chord of the curve ``x = A(k)/A(D)``, ``y`` = G scaled to
+  1..0;
 * alpha: the first k >= p with ``A(k) >= A(p) + alpha (A(D) - A(p))``.
 
 `allowed`, where given, restricts the answer to a sorted set of k.
