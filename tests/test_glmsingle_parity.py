@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from glmsingle_cases import ATOL, RTOL, fit_case, fixture, load_input, pairs
 
-from conform_app.glmsingle import GLMsingleOptions, fit_glmsingle
+from conform_app.glmsingle import GLMsingleOptions, fit_fir, fit_glmsingle
 
 PLAIN = [
     ("mini", "mini"),
@@ -169,3 +169,12 @@ def test_recovers_the_simulated_betas_better_from_b_to_d():
     truth, task = file["truth_beta"].astype(float), file["truth_class"] == 0
     error = [np.mean((getattr(result, f"type_{k}").betas[task] - truth[task]) ** 2) for k in "bcd"]
     assert error[2] < error[1] < error[0]
+
+
+def test_finite_impulse_responses_equal_the_reference_s():
+    data, design, _, tr, _ = load_input("base")
+    output = fixture("out_default")
+    fir = fit_fir(data, design, tr)
+    np.testing.assert_allclose(fir.r2.T, output["fir_firR2"].reshape(4, -1), rtol=RTOL, atol=ATOL)
+    np.testing.assert_allclose(fir.run_average, output["fir_firavg"], rtol=RTOL, atol=ATOL)
+    np.testing.assert_allclose(fir.average, output["fir_firgrandavg"], rtol=RTOL, atol=ATOL)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from conform_app.errors import DataError, UsageError
-from conform_app.glmsingle import GLMsingleOptions, RunTrials, fit_glmsingle
+from conform_app.glmsingle import GLMsingleOptions, RunTrials, fit_fir, fit_glmsingle
 from conform_app.glmsingle.hrf import TableResponses, library_table
 
 TR, STIMDUR, N_VOXELS = 2.0, 3.0, 60
@@ -331,3 +331,16 @@ def test_bad_options_for_the_data(case, more, error):
     data, design, _ = case
     with pytest.raises(error):
         fit_glmsingle(data, design, None, TR, **more)
+
+
+def test_fir_finds_the_response_and_sets_odd_voxels_aside(case):
+    data, design, _ = case
+    odd = [y.copy() for y in data]
+    odd[1][3] = np.nan
+    odd[0][40] = 7
+    fir = fit_fir(odd, design, TR, percentile=80)
+    assert np.isnan(fir.r2[3, 1])
+    assert np.isnan(fir.r2[40, 0])
+    assert np.isfinite(np.delete(fir.r2, [3, 40], axis=0)).all()
+    assert 4 <= fir.times[np.argmax(fir.average)] <= 8
+    assert fir.best[: N_VOXELS // 2].sum() == fir.best.sum() > 0

@@ -16,6 +16,13 @@ SHORTEST_END = 8.0
 """Seconds after the last onset below which its beta is doubtful."""
 
 
+def repetition_time(tr) -> float:
+    """TR as a float, if it is a positive number."""
+    if not (np.ndim(tr) == 0 and np.isfinite(tr) and tr > 0):
+        raise DataError(f"The repetition time is {tr}.", "Give a positive number of seconds.")
+    return float(tr)
+
+
 def match_lengths(series: Series, design: Sequence, options: GLMsingleOptions, notes: list[str]) -> list:
     """The designs as a list as long as the data; with ``reference`` cut to a common length."""
     if hasattr(design, "ndim") or len(design) != series.n_runs:

@@ -90,11 +90,10 @@ def fit_glmsingle(
     single-trial fMRI response estimates using GLMsingle. eLife 11:e77599.
     """
     options = GLMsingleOptions() if options is None else options
-    if not (np.ndim(tr) == 0 and np.isfinite(tr) and tr > 0):
-        raise DataError(f"The repetition time is {tr}.", "Give a positive number of seconds.")
+    tr = checks.repetition_time(tr)
     series, notes = Series(data), []
     design = checks.match_lengths(series, design, options, notes)
-    plan = plan_trials(design, series.n_volumes, stimdur, float(tr), start_times)
+    plan = plan_trials(design, series.n_volumes, stimdur, tr, start_times)
     with _threads(n_threads):
         problem, badness, session = _set_up(
             series, plan, options, sessions, extra_regressors, device, max_memory, progress, notes
