@@ -104,8 +104,9 @@ def test_errors_have_codes_below_128_and_never_2():
     assert str(error) == "one two Do this."
 
 
-def test_the_docs_page_is_made_from_the_dataclasses():
-    from conform_app.cli.document import settings_page
+def test_the_docs_pages_are_made_from_the_code():
+    from conform_app.cli.document import PAGES
 
-    page = Path(__file__).parents[1] / "docs" / "settings.md"
-    assert page.read_text(encoding="utf-8") == settings_page()
+    for name, page in PAGES.items():
+        written = (Path(__file__).parents[1] / "docs" / name).read_text(encoding="utf-8")
+        assert written == page(), f"run: python -m conform_app.cli.document docs ({name})"

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The page of all settings for the docs: ``python -m conform_app.cli.document > docs/settings.md``."""
+"""Pages of the docs that are made from the code: ``python -m conform_app.cli.document docs``."""
 
 from __future__ import annotations
 
+import sys
 from dataclasses import fields
+from pathlib import Path
 
 from conform_app.errors import all_errors
 from conform_app.settings import GROUPS
@@ -11,7 +13,7 @@ from conform_app.settings import GROUPS
 HEAD = """\
 # Settings
 
-Made from `conform_app/settings.py` by `python -m conform_app.cli.document > docs/settings.md`; do not edit.
+Made from `conform_app/settings.py` by `python -m conform_app.cli.document docs`; do not edit.
 
 A setting comes from the command line, else from the TOML file of `--config-file` (each group below is a
 section of it), else from its default. Settings marked ● change results: they make up the configuration hash
@@ -50,5 +52,53 @@ def settings_page() -> str:
     return "\n".join(lines) + "\n"
 
 
+OUTPUTS_HEAD = """\
+# Outputs
+
+Made from `conform_app/data/names.json` by `python -m conform_app.cli.document docs`; do not edit.
+
+The output folder is a BIDS-derivatives dataset. BIDS has no rule yet for most of these names, so `.bidsignore`
+lists them and the validator passes; they follow what FitLins, nilearn and published single-trial releases write.
+Names are those of a fit of `sub-01`, `ses-02`, `task-x` in a volume; without `ses` when the data have none or the
+fit pools sessions. On surfaces there is one `.func.gii` (`.label.gii`) a hemisphere with `hemi-L` and `hemi-R`, on
+grayordinates a `.dscalar.nii` (`.dlabel.nii`) with named maps. Each file has a JSON sidecar with its description,
+units, sources, software versions and configuration hash.
+
+Outside the analysed voxels maps hold 0 in volumes and NaN on surfaces and grayordinates.
+
+| product | file | units | what it is |
+|---|---|---|---|
+"""
+
+OUTPUTS_TAIL = """
+Also written: `dataset_description.json`, `.bidsignore`, `descriptions.tsv`, `README.md` at the top;
+`sub-*.html` (the report) and `sub-*/figures/`; `logs/CITATION.md` and `.bib` (the methods text);
+`sub-*/log/<run>/` (settings, status and crash files of each call); `sub-*/log/fits/<fit>.json`, the record of a
+finished fit: its numbers, choices and curves, its inputs with their sizes, and the files it wrote. The record is
+written last, so a fit that has one is complete.
+
+Reading them: volume *i* of the betas is row *i* of `*_trials.tsv`, volume *i* of the averages is row *i* of
+`*_conditions.tsv`. Betas of type D are shrunk by an amount that differs from voxel to voxel; z-score each voxel
+within session before comparing voxels or sessions.
+"""
+
+
+def outputs_page() -> str:
+    """Return the page of outputs as Markdown."""
+    from conform_app.bids.naming import build_name, product, product_keys
+
+    entities = {"sub": "01", "ses": "02", "task": "x", "space": "T1w"}
+    lines = []
+    for key in product_keys():
+        item = product(key)
+        name = build_name(key, entities, "volume", run="1" if item.per_run else None).rpartition("/")[2]
+        about = " ".join(filter(None, (item.description, item.long_description)))
+        lines.append(f"| `{key}` | `{name}` | {item.units} | {about} |\n")
+    return OUTPUTS_HEAD + "".join(lines) + OUTPUTS_TAIL
+
+
+PAGES = {"settings.md": settings_page, "outputs.md": outputs_page}
+
 if __name__ == "__main__":
-    print(settings_page(), end="")
+    for name, page in PAGES.items():
+        (Path(sys.argv[1]) / name).write_text(page(), encoding="utf-8")
