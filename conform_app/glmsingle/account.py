@@ -36,10 +36,11 @@ def _data(result, plan, session) -> str:
     n_sessions = np.unique(session).size
     place = f"{plan.n_runs} run(s)" + (f" of {n_sessions} sessions" if n_sessions > 1 else "")
     kind = "on the volumes' times" if plan.on_grid else "at their own times, between volumes where need be"
+    instants = " (0 counts as 0.1)" if (plan.durations == 0).any() else ""
     return (
         f"{plan.n_trials} trials of {counts.size} conditions in {place} were modelled {kind}; "
         f"{int((counts > 1).sum())} conditions were shown more than once. Trials lasted "
-        f"{_numbers(np.round(plan.durations, 3))} s, volumes came every {plan.tr:g} s."
+        f"{_numbers(np.round(plan.durations, 3))} s{instants}, volumes came every {plan.tr:g} s."
     )
 
 

@@ -78,84 +78,105 @@ def ridge_pass(
         scale_offset=problem.empty(2) if scale else None,
     )
     hrfs = np.unique(index[index >= 0])
-    bank = _RidgeBank(problem, z, hrfs)
-    none = [np.zeros((n, 0)) for n in problem.plan.n_volumes]
-    plain = problem.factors(none, hrfs)
-    usable = torch.as_tensor(np.flatnonzero(problem.usable), device=problem.device)
+    step = _Step(
+        problem=problem,
+        out=out,
+        bank=_RidgeBank(problem, z, hrfs),
+        plain=problem.factors([np.zeros((n, 0)) for n in problem.plan.n_volumes], hrfs),
+        badness=badness,
+        fracs=fracs,
+        usable=torch.as_tensor(np.flatnonzero(problem.usable), device=problem.device),
+    )
     for lo, hi in problem.walk("ridge" if fracs is not None else "denoising"):
         order, groups = by_hrf(index[lo:hi])
         if order.size:
-            _ridge_block(problem, out, bank, plain, badness, fracs, usable, lo, hi, order, groups)
+            step.block(lo, hi, order, groups)
     return out
 
 
-def _ridge_block(problem, out, bank, plain, badness, fracs, usable, lo, hi, order, groups) -> None:
-    """One block of `ridge_pass`."""
-    device, at = problem.device, lo + order
-    size = (order.size, problem.plan.n_trials)
-    c = torch.zeros(size, device=device)
-    fits = torch.zeros(size, device=device)  # U'y of the plain designs, for R2
-    energies = torch.empty((order.size, problem.plan.n_runs), dtype=torch.float64, device=device)
-    slices = problem.plan.slices()
-    for r in problem.runs:
-        y = problem.series_of(r, lo, hi, order)
-        energies[:, r] = fit.energy(y)
+@dataclass(eq=False)
+class _Step:
+    """What is done to one block of voxels."""
+
+    problem: Problem
+    out: Regularised
+    bank: _RidgeBank
+    plain: dict[tuple[int, int], fit.Run]  # designs without nuisance, for R2
+    badness: Badness
+    fracs: tuple[float, ...] | None
+    usable: torch.Tensor
+
+    def block(self, lo: int, hi: int, order: np.ndarray, groups: list[tuple[int, slice]]) -> None:
+        """Betas, R2 and choices of the voxels ``lo + order``, whose HRFs are given by ``groups``."""
+        out, at = self.out, lo + order
+        c, fits, energies = self._project(lo, hi, order, groups)
+        full, chosen = torch.empty_like(c), torch.empty_like(c) if self.fracs else None
+        left_c, left_d = torch.empty_like(energies), torch.empty_like(energies)
         for h, rows in groups:
-            columns = bank.by_hrf[h][3][r]
-            c[rows, columns] = y[rows] @ bank.by_hrf[h][2][r].rotate
-            rank = plain[r, h].back.shape[0]
-            fits[rows, slices[r].start : slices[r].start + rank] = y[rows] @ plain[r, h].basis
-    full, chosen = torch.empty(size, device=device), torch.empty(size, device=device) if fracs else None
-    r2_c, r2_d = torch.empty_like(energies), torch.empty_like(energies)
-    for h, rows in groups:
-        rotated = bank.rotated(h, c[rows])
-        b0 = fit.betas_at(rotated, None, full[rows])
-        r2_c[rows] = _left(problem, plain, h, b0, fits[rows], energies[rows])
-        if fracs is None:
-            continue
-        best = _fractions(out, rotated, b0, badness, fracs, at[rows])
-        ridge_betas = fit.betas_at(rotated, best, chosen[rows])
-        r2_d[rows] = _left(problem, plain, h, ridge_betas, fits[rows], energies[rows])
-        if out.scale_offset is not None:
-            line = ridge.autoscale(ridge_betas, b0, usable).to(torch.float32)
-            out.scale_offset[at[rows]] = line.cpu().numpy()
-            ridge_betas.mul_(line[:, :1]).add_(line[:, 1:])
-    out.r2_c[at], out.r2_run_c[at] = _r2s(r2_c, energies)
-    if out.betas_c is not None:
-        out.betas_c[at] = full.cpu().numpy()
-    if fracs is not None:
-        out.r2_d[at], out.r2_run_d[at] = _r2s(r2_d, energies)
-        if out.betas_d is not None:
-            out.betas_d[at] = chosen.cpu().numpy()
+            rotated = self.bank.rotated(h, c[rows])
+            b0 = fit.betas_at(rotated, None, full[rows])
+            left_c[rows] = self._left(h, b0, fits[rows], energies[rows])
+            if self.fracs is None:
+                continue
+            alpha = self._best_alpha(rotated, b0, at[rows])
+            betas = fit.betas_at(rotated, alpha, chosen[rows])
+            left_d[rows] = self._left(h, betas, fits[rows], energies[rows])
+            if out.scale_offset is not None:
+                line = ridge.autoscale(betas, b0, self.usable).to(torch.float32)
+                out.scale_offset[at[rows]] = line.cpu().numpy()
+                betas.mul_(line[:, :1]).add_(line[:, 1:])
+        out.r2_c[at], out.r2_run_c[at] = _r2s(left_c, energies)
+        if out.betas_c is not None:
+            out.betas_c[at] = full.cpu().numpy()
+        if self.fracs is not None:
+            out.r2_d[at], out.r2_run_d[at] = _r2s(left_d, energies)
+            if out.betas_d is not None:
+                out.betas_d[at] = chosen.cpu().numpy()
 
+    def _project(self, lo, hi, order, groups) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Rotated coefficients (V, N), U'y of the plain designs (V, N), energies (V, n_runs)."""
+        problem, device = self.problem, self.problem.device
+        c = torch.zeros((order.size, problem.plan.n_trials), device=device)
+        fits = torch.zeros_like(c)
+        energies = torch.empty((order.size, problem.plan.n_runs), dtype=torch.float64, device=device)
+        for r, trials in zip(problem.runs, problem.plan.slices(), strict=True):
+            y = problem.series_of(r, lo, hi, order)
+            energies[:, r] = fit.energy(y)
+            for h, rows in groups:
+                _, _, runs, columns = self.bank.by_hrf[h]
+                c[rows, columns[r]] = y[rows] @ runs[r].rotate
+                basis = self.plain[r, h].basis
+                fits[rows, trials.start : trials.start + basis.shape[1]] = y[rows] @ basis
+        return c, fits, energies
 
-def _left(problem, plain, h: int, betas, fits, energies) -> torch.Tensor:
-    """Sum of squares left by betas in each run: (V, n_runs)."""
-    left = []
-    for r, trials in zip(problem.runs, problem.plan.slices(), strict=True):
-        p = fits[:, trials.start : trials.start + plain[r, h].back.shape[0]]
-        left.append(energies[:, r] - fit.energy(p) + fit.energy(betas[:, trials] @ plain[r, h].forth - p))
-    return torch.stack(left, dim=1)
+    def _left(self, h: int, betas, fits, energies) -> torch.Tensor:
+        """Sum of squares that betas leave in each run, |y|^2 - |U'y|^2 + |S V'b - U'y|^2: (V, n_runs)."""
+        left = []
+        for r, trials in zip(self.problem.runs, self.problem.plan.slices(), strict=True):
+            run = self.plain[r, h]
+            p = fits[:, trials.start : trials.start + run.basis.shape[1]]
+            left.append(energies[:, r] - fit.energy(p) + fit.energy(betas[:, trials] @ run.forth - p))
+        return torch.stack(left, dim=1)
+
+    def _best_alpha(self, rotated: fit.Rotated, b0: torch.Tensor, at: np.ndarray) -> torch.Tensor:
+        """Penalty of the best fraction of each voxel, (V,); fills badness and fraction in the result."""
+        out, fracs = self.out, self.fracs
+        wanted = torch.as_tensor(fracs, dtype=torch.float64, device=b0.device)
+        alphas = fit.penalties(rotated, wanted)
+        if len(fracs) == 1:
+            out.frac_value[at] = fracs[0]
+            return alphas[:, 0]
+        standard, trial = self.badness.standardise(b0), torch.empty_like(b0)
+        bad = torch.empty_like(alphas)
+        for f, frac in enumerate(fracs):
+            betas = b0 if frac == 1 else fit.betas_at(rotated, alphas[:, f], trial)
+            bad[:, f] = self.badness(betas, standard)
+        best = bad.argmin(dim=1)
+        out.rr_badness[at] = bad.cpu().numpy()
+        out.frac_value[at] = wanted[best].cpu().numpy()
+        return alphas.gather(1, best[:, None])[:, 0]
 
 
 def _r2s(left: torch.Tensor, energies: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
     whole = fit.r2(left.sum(dim=1), energies.sum(dim=1))
     return whole.cpu().numpy(), fit.r2(left, energies).cpu().numpy()
-
-
-def _fractions(out: Regularised, rotated: fit.Rotated, b0, badness: Badness, fracs, at) -> torch.Tensor:
-    """Penalty of the best fraction of each voxel, (V,); fills badness and fraction in ``out``."""
-    wanted = torch.as_tensor(fracs, dtype=torch.float64, device=b0.device)
-    alphas = fit.penalties(rotated, wanted)
-    if len(fracs) == 1:
-        out.frac_value[at] = fracs[0]
-        return alphas[:, 0]
-    standard, trial = badness.standardise(b0), torch.empty_like(b0)
-    bad = torch.empty_like(alphas)
-    for f, frac in enumerate(fracs):
-        betas = b0 if frac == 1 else fit.betas_at(rotated, alphas[:, f], trial)
-        bad[:, f] = badness(betas, standard)
-    best = bad.argmin(dim=1)
-    out.rr_badness[at] = bad.cpu().numpy()
-    out.frac_value[at] = wanted[best].cpu().numpy()
-    return alphas.gather(1, best[:, None])[:, 0]
