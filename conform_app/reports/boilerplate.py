@@ -109,6 +109,9 @@ def methods_text(
     """Methods text of `records` as Markdown (see `write_boilerplate`)."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+    if not records:
+        return "# Methods\n\nNo fit is complete, so there is nothing to describe yet.\n"
+
     environment = Environment(  # noqa: S701 - Markdown, not HTML; the page escapes it
         loader=FileSystemLoader(template_dir()),
         undefined=StrictUndefined,
@@ -128,11 +131,11 @@ def _facts(records: list[dict[str, Any]], version: str, inputs: list[dict[str, A
     plain = [r for r in records if not _has_c_or_d(r)]
     n_hrfs = max((int((r.get("choices") or {}).get("n_hrfs") or 1) for r in records), default=1)
     library = n_hrfs > 1 and all(setting(r, "hrf_model") != "canonical" for r in records)
-    duration = setting(records[0], "stim_duration") if records else None
+    duration = setting(records[0], "stim_duration")
     how, kept, without, reason = psn_sentences(records, many, one)
     everything = len(records)
     return {
-        "version": version,
+        "version": "(development version)" if version.startswith("0+") else version,
         "point": one,
         "points": many,
         "preprocessing": preprocessing_sentence(inputs),

@@ -182,7 +182,7 @@ def psn_figure(signal: np.ndarray, noise: np.ndarray, error: np.ndarray, cut: fl
         spectrum.set_xscale("log")
         spectrum.set_yscale("log")
         if np.any(signal > 0):
-            spectrum.set_ylim(bottom=max(float(signal.max()) * 1e-6, _lowest(signal, noise)))
+            spectrum.set_ylim(bottom=max(float(signal.max()) * 1e-4, _lowest(signal, noise)))
         spectrum.set_xlabel("dimension")
         spectrum.set_ylabel("variance (of standardised responses)")
         spectrum.set_title("Signal and noise by dimension")
@@ -215,7 +215,9 @@ def _plain_log_ticks(axes: Axes) -> None:
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=12))
+        low, high = axis.get_view_interval()
+        wide = high > 1000 * max(low, 1e-300)
+        axis.set_major_locator(LogLocator(subs=(1.0,) if wide else (1.0, 2.0, 5.0), numticks=12))
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axis.set_minor_formatter(NullFormatter())
 
@@ -282,7 +284,7 @@ def block_figure(blocks: list[tuple[np.ndarray, np.ndarray]], kept: np.ndarray) 
     spectrum.set_xscale("log")
     spectrum.set_yscale("log")
     most = max((float(s.max()) for s, _ in blocks if s.size and s.max() > 0), default=1.0)
-    spectrum.set_ylim(bottom=most * 1e-5)
+    spectrum.set_ylim(bottom=most * 1e-4)
     spectrum.set_xlabel("dimension")
     spectrum.set_ylabel("variance (of standardised responses)")
     _plain_log_ticks(spectrum)

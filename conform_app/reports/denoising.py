@@ -75,7 +75,7 @@ def psn(products: Products, book: FigureBook, brain: Brain) -> Section:
         section.notes.append(_why_no_psn(products))
         return section
     curves = products.curves.get("psn") or {}
-    kept, total = psn_kept(choice)
+    kept, total = psn_kept(choice, curves)
     blocks = _blocks(products)
     if len(blocks) > 1:
         _many_blocks(products, book, section, blocks, kept)
@@ -196,7 +196,7 @@ def _gain(products: Products, book: FigureBook, brain: Brain, section: Section) 
     book.add(
         section,
         "psnreliability",
-        compare_maps(brain, maps, diverging([before[both], after[both]]), "split-half r"),
+        compare_maps(brain, maps, diverging([before[both], after[both]]), "reliability r"),
         alt=f"Maps of split-half reliability before and after PSN. {change}",
         caption=f"Split-half reliability before (type {before_type}) and after PSN, on one scale. {change}"
         f" {warning} {how_drawn(brain)}",
@@ -204,9 +204,9 @@ def _gain(products: Products, book: FigureBook, brain: Brain, section: Section) 
     book.add(
         section,
         "psngain",
-        before_after(before[both], after[both], (f"type {before_type}", "PSN"), "split-half r"),
+        before_after(before[both], after[both], (f"type {before_type}", "PSN"), "reliability r"),
         alt=f"Scatter plot of reliability after against before PSN. {change}",
-        caption=f"The same, {brain.unit[:-1]} by {brain.unit[:-1]}: points above the line gained.",
+        caption=f"The same, {brain.unit[:-1]} by {brain.unit[:-1]}: those above the line gained.",
     )
 
 

@@ -285,7 +285,7 @@ def psn_sentences(records: list[dict[str, Any]], many: str, one: str) -> tuple[s
         return "", "", "", ", because no condition was repeated across runs" if wished else ""
     modes = {str(c["mode"]) for _, c in on}
     how = " ".join(_psn_how(mode, {str(c.get("level")) for _, c in on}, on, one) for mode in sorted(modes))
-    found = [psn_kept(choice) for _, choice in on]
+    found = [psn_kept(choice, (record.get("curves") or {}).get("psn")) for record, choice in on]
     kept = [value for values, _ in found for value in values]
     totals = [total for _, total in found if total]
     blocks = max(len(values) for values, _ in found)
@@ -295,7 +295,9 @@ def psn_sentences(records: list[dict[str, Any]], many: str, one: str) -> tuple[s
         if max(kept) == 1 and not totals:
             verb = verb.replace("dimensions were", "dimension was")
         of = f" of {span(totals)}" if totals else ""
-        tail = f"{span(kept)}{of} {verb}{' of a block' if blocks > 1 else ''}."
+        per_unit = {str(c.get("level")) for _, c in on} & {"unit", "parcel"}
+        whose = f" by the median {one}" if per_unit else ""
+        tail = f"{span(kept)}{of} {verb}{whose}{' of a block' if blocks > 1 else ''}."
     if blocks > 1:
         how = f"It was applied to {span([len(v) for v, _ in found], 'block')} of neighbouring {many}. {how}"
     without = len(records) - len(on)

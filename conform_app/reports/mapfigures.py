@@ -9,7 +9,7 @@ import numpy as np
 
 from conform_app.reports.maps import Brain
 from conform_app.reports.painting import Scale, draw_brain, draw_scale, paint, picture_aspect
-from conform_app.reports.style import INK, SOFT, TYPE_COLOURS, WARM, new_figure
+from conform_app.reports.style import INK, LINE, SOFT, TYPE_COLOURS, WARM, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -281,7 +281,7 @@ def _boxes(axes: Axes, brain: Brain, maps: dict[str, np.ndarray], label: str) ->
 
 
 def before_after(before: np.ndarray, after: np.ndarray, names: tuple[str, str], label: str) -> Figure:
-    """Each point's value before and after denoising, and the change.
+    """Each point's value after denoising against its value before.
 
     Parameters
     ----------
@@ -292,25 +292,22 @@ def before_after(before: np.ndarray, after: np.ndarray, names: tuple[str, str], 
     label : str
         Quantity.
     """
-    figure = new_figure(7.6, 3.4)
-    cloud, change = figure.subplots(1, 2, width_ratios=[1.0, 1.15])
+    figure = new_figure(4.2, 3.9)
+    axes = figure.subplots()
     both = np.concatenate([before, after])
     low, high = (float(np.min(both)), float(np.max(both))) if both.size else (0.0, 1.0)
     pad = 0.04 * ((high - low) or 1.0)
+    ends = (low - pad, high + pad)
+    axes.plot(ends, ends, color=SOFT, linewidth=0.8)
+    axes.axhline(0, color=LINE, linewidth=0.6, zorder=0)
+    axes.axvline(0, color=LINE, linewidth=0.6, zorder=0)
     if before.size > 3000:
-        cloud.hexbin(
+        axes.hexbin(
             before, after, gridsize=60, bins="log", cmap="Blues", mincnt=1, linewidths=0, rasterized=True
         )
     else:
-        cloud.scatter(before, after, s=9, color=TYPE_COLOURS["D"], alpha=0.45, linewidths=0)
-    cloud.plot([low - pad, high + pad], [low - pad, high + pad], color=SOFT, linewidth=0.8)
-    cloud.set(xlim=(low - pad, high + pad), ylim=(low - pad, high + pad), aspect="equal")
-    cloud.set_xlabel(f"{label}, {names[0]}")
-    cloud.set_ylabel(f"{label}, {names[1]}")
-    edges = np.linspace(low, high if high > low else low + 1.0, 41)
-    for values, name, colour in zip((before, after), names, (TYPE_COLOURS["D"], WARM), strict=True):
-        change.stairs(np.histogram(values, bins=edges)[0], edges, color=colour, linewidth=1.6, label=name)
-    change.set_xlabel(label)
-    change.set_ylabel("count")
-    change.legend()
+        axes.scatter(before, after, s=9, color=TYPE_COLOURS["D"], alpha=0.45, linewidths=0)
+    axes.set(xlim=ends, ylim=ends, aspect="equal")
+    axes.set_xlabel(f"{label}, {names[0]}")
+    axes.set_ylabel(f"{label}, {names[1]}")
     return figure

@@ -109,7 +109,7 @@ def _view(
     gone = products.gone()
     if gone:
         warnings.append(
-            f"{count(len(gone), 'file')} of this fit no longer exist:"
+            f"{count(len(gone), 'file')} of this fit no longer exist{'s' * (len(gone) == 1)}:"
             f" {joined(gone[:3])}{' and others' if len(gone) > 3 else ''}. The figures made from them are"
             " left out."
         )
@@ -143,7 +143,7 @@ def _view(
         settings=json.dumps(record.get("settings") or {}, indent=2, sort_keys=True, ensure_ascii=False),
         digest=str(record.get("digest") or ""),
         software=_rows(record.get("software") or {}),
-        seconds=[(k, clock(v)) for k, v in sorted((record.get("seconds") or {}).items())],
+        seconds=[(k, clock(v)) for k, v in sorted((record.get("seconds") or {}).items()) if v is not None],
     )
 
 
@@ -233,7 +233,7 @@ def _tiles(products: Products) -> list[tuple[str, str]]:
     tiles.append((f"{number(fit.get('tr'))} s", "repetition time"))
     if choices.get("pcnum") is not None:
         tiles.append((str(choices["pcnum"]), "noise components"))
-    kept, total = psn_kept(choices.get("psn") or {})
+    kept, total = psn_kept(choices.get("psn") or {}, products.curves.get("psn"))
     if kept:
         label = "PSN dimensions" + (
             f" of {number(total)}" if total else " per block" if len(kept) > 1 else ""

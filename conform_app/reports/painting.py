@@ -189,12 +189,8 @@ class _Layout:
 
         grids = [(c, r) for c in range(1, n_most + 1) for r in range(1, n_most // c + 1)]
         columns, rows = min(grids, key=misfit)  # full grids only: no empty cells
-        picks = (
-            np.linspace(0, usable.size - 1, columns * rows + 2)[1:-1]
-            if columns * rows < usable.size
-            else None
-        )
-        chosen = usable if picks is None else usable[picks.round().astype(int)]
+        n_shown = columns * rows
+        chosen = usable[np.floor((np.arange(n_shown) + 0.5) * usable.size / n_shown).astype(int)]
         slices = tuple(int(s) for s in chosen)
         gap = 0.05 * max(cell_w, cell_h)
         return cls(axis, across, up, slices, box, columns, rows, cell_w, cell_h, gap)
@@ -291,7 +287,7 @@ def _project(mesh: Mesh, rgb: np.ndarray, view: str) -> tuple[np.ndarray, np.nda
     order = order[facing[order] > 0]
     flat = np.stack([looking * corners[order][:, :, 1], corners[order][:, :, 2]], axis=-1)
     shade = 0.62 + 0.38 * np.clip(facing[order], 0.0, 1.0)
-    return flat, np.clip(rgb[mesh.faces[order]].mean(axis=1) * shade[:, None], 0.0, 1.0)
+    return flat, np.clip(rgb[mesh.faces[order, 0]] * shade[:, None], 0.0, 1.0)
 
 
 def draw_scale(axes: Axes, scale: Scale, label: str) -> None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -110,6 +111,17 @@ class Products:
                 underlay=underlay,
             )
         return self._brain
+
+    def sidecar(self, key: str) -> dict[str, Any]:
+        """JSON beside the first file of a product; empty when there is none."""
+        paths = self.paths(key)
+        if not paths:
+            return {}
+        beside = paths[0].with_name(paths[0].name.split(".")[0] + ".json")
+        try:
+            return json.loads(beside.read_text(encoding="utf-8"))
+        except (OSError, json.JSONDecodeError):
+            return {}
 
     def table(self, key: str) -> list[dict[str, str]]:
         """Rows of a tab-separated product; empty when there is none."""

@@ -161,12 +161,20 @@ def variance_explained(products: Products, book: FigureBook, brain: Brain) -> Se
         value_map(brain, values, scale, f"type {best} R² (%)"),
         alt=f"Map of type {best} R squared: {spread(values, brain, '%')}",
         caption=f"<b>Type {best}.</b> Variance explained by the single-trial model."
-        f" {spread(values, brain, '%')}. It has one regressor a trial, so its values are higher than on/off"
-        " R² everywhere, noise included: compare voxels within this map only.",
+        f" {spread(values, brain, '%')}. {_R2_WORDS[best]}",
     )
     if best == "B" and not {"C", "D"} & set(products.fit.get("types") or []):
         section.notes.append(f"Types C and D were not estimated: {why_not_cross_validated(products)}.")
     return section
+
+
+_R2_WORDS = {
+    "B": "With one regressor per trial it also fits noise, so its values are higher than on/off R²"
+    " everywhere: compare them within this map only.",
+    "D": "Regularisation makes the fit weaker where responses are noisy, so this map also shows where they"
+    " were kept.",
+}
+_R2_WORDS["C"] = _R2_WORDS["B"]
 
 
 def hrf_choice(products: Products, book: FigureBook, brain: Brain) -> Section:
@@ -224,12 +232,19 @@ def noise_ceiling(products: Products, book: FigureBook, brain: Brain) -> Section
             value_map(brain, values, scale, "noise ceiling (%)"),
             alt=f"Map of the noise ceiling: {spread(values, brain, '%')}",
             caption="Noise ceiling: the most variance of the measured responses that any model of the"
-            " stimuli could explain (for which number of trials averaged, see the map's sidecar)."
-            f" {spread(values, brain, '%')}.",
+            f" stimuli could explain{_averaged(products)}. {spread(values, brain, '%')}.",
         )
     if not section.figures:
         section.notes.append(f"There are no maps of ncsnr and noise ceiling: {why_no_reliability(products)}.")
     return section
+
+
+def _averaged(products: Products) -> str:
+    """For how many trials averaged the noise ceiling holds, as its sidecar says."""
+    n_trials = products.sidecar("noiseceiling").get("NumberOfTrialsAveraged")
+    if not isinstance(n_trials, int | float):
+        return ""
+    return ", for single trials" if n_trials == 1 else f", for averages of {number(n_trials)} trials"
 
 
 def reliability(products: Products, book: FigureBook, brain: Brain) -> Section:

@@ -88,7 +88,9 @@ def why_no_reliability(products: Products) -> str:
     return "no map was written"
 
 
-def psn_kept(choice: dict[str, Any]) -> tuple[list[float], float | None]:
+def psn_kept(
+    choice: dict[str, Any], curves: dict[str, Any] | None = None
+) -> tuple[list[float], float | None]:
     """Dimensions that PSN kept, one number a block, and how many there were, if the record says so.
 
     Parameters
@@ -96,10 +98,14 @@ def psn_kept(choice: dict[str, Any]) -> tuple[list[float], float | None]:
     choice : dict
         ``choices["psn"]`` of a fit record: either ``threshold`` (kept) and ``n_dims`` (all), or only
         ``n_dims`` (kept, one number a block of voxels).
+    curves : dict, optional
+        ``curves["psn"]``; the length of its spectrum tells how many dimensions a single block had.
     """
     kept, total = (
         (choice["threshold"], choice.get("n_dims")) if "threshold" in choice else (choice.get("n_dims"), None)
     )
+    if total is None and choice.get("n_parcels", 1) == 1 and (curves or {}).get("signal_var"):
+        total = len(curves["signal_var"])
     values = [float(v) for v in np.ravel(kept if kept is not None else []) if v is not None]
     return values, None if total is None else float(np.max(total))
 
