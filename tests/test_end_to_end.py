@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import HAXBY
-from small_dataset import SHAPE, TR, bold_files, make_dataset, write_json
+from small_dataset import CONDITIONS, SHAPE, TR, bold_files, make_dataset, write_json
 
 from conform_app.cli import main
 
@@ -268,3 +268,18 @@ def test_surfaces_and_grayordinates_give_the_betas_of_the_volume(tmp_path, valid
         assert image.header.get_axis(0).name[0].startswith("1 ")
     np.testing.assert_allclose(found, volume, rtol=1e-5, atol=1e-6)
     assert validate(tmp_path / "out") == []
+
+
+@pytest.mark.end_to_end
+def test_a_trial_cut_off_by_the_end_of_its_run_has_no_beta_and_harms_no_other(tmp_path, capsys):
+    data = make_dataset(tmp_path / "ds", n_runs=3)
+    events = sorted(data.rglob("*_events.tsv"))[0]
+    events.write_text(events.read_text() + f"119.5\t1.5\t{CONDITIONS[0]}\n")
+    assert run(data, tmp_path / "out", "participant", "--sloppy", "-w", tmp_path / "w") == 0
+    func = tmp_path / "out" / "sub-01" / "func"
+    betas = nib.load(func / "sub-01_task-x_space-T1w_stat-effect_desc-typeD_statmap.nii.gz").get_fdata()[1:]
+    assert np.isnan(betas[..., 8]).all()
+    assert np.isfinite(np.delete(betas, 8, axis=-1)).all()
+    for name in ("stat-effect_desc-condmean", "stat-effect_desc-psn", "stat-ncsnr_desc-typeD"):
+        data = nib.load(func / f"sub-01_task-x_space-T1w_{name}_statmap.nii.gz").get_fdata()
+        assert np.isfinite(data).all(), name

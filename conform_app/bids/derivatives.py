@@ -243,9 +243,11 @@ def _write_glm(
 def _condition_means(plan: FitPlan, glm_file: Path, name: str, valid: np.ndarray) -> np.ndarray:
     """Plain averages over each condition's trials, shape (n_valid, n_conditions)."""
     betas = load_arrays(glm_file, f"betas_{name}")[f"betas_{name}"][valid]
+    estimated = np.isfinite(betas).all(axis=0)  # trials cut off by the end of a run have no beta
     weights = np.zeros((plan.n_trials, len(plan.conditions)), np.float32)
-    weights[np.arange(plan.n_trials), plan.condition] = 1.0
-    return betas @ (weights / weights.sum(axis=0))
+    weights[np.arange(plan.n_trials), plan.condition] = estimated
+    with np.errstate(invalid="ignore"):
+        return np.where(estimated, betas, 0) @ (weights / weights.sum(axis=0))
 
 
 def _write_reliability(writer: FitWriter, path: Path, valid: np.ndarray, types: Sequence[str]) -> None:

@@ -54,21 +54,20 @@ def z_scored(betas: np.ndarray, plan: FitPlan) -> tuple[np.ndarray, np.ndarray, 
     Returns
     -------
     scores : ndarray of shape (n_voxels, n_trials)
-        Zero where a voxel does not vary in a session.
+        Zero where a voxel does not vary in a session, NaN for trials without a beta.
     mean, sd : ndarray of shape (n_voxels,)
         Averages over sessions, to go back to the unit of the betas.
     """
     session = np.asarray(plan.run_sessions)[plan.run_of_trial]
-    scores = np.zeros_like(betas, dtype=np.float32)
+    estimated = np.isfinite(betas).any(axis=0)
+    scores = np.full(betas.shape, np.nan, dtype=np.float32)
     means, sds = [], []
-    for number in np.unique(session):
-        here = session == number
+    for number in np.unique(session[estimated]):
+        here = estimated & (session == number)
         mean = betas[:, here].mean(axis=1, dtype=np.float64, keepdims=True)
-        sd = (
-            betas[:, here].std(axis=1, ddof=1, dtype=np.float64, keepdims=True)
-            if here.sum() > 1
-            else np.ones_like(mean)
-        )
+        sd = np.ones_like(mean)
+        if here.sum() > 1:
+            sd = betas[:, here].std(axis=1, ddof=1, dtype=np.float64, keepdims=True)
         scores[:, here] = (betas[:, here] - mean) / np.where(sd > 0, sd, 1)
         means.append(mean[:, 0])
         sds.append(sd[:, 0])
