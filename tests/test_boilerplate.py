@@ -163,9 +163,7 @@ def case(name, inputs=None):
         ("mixed", ["PSN was not applied in 1 fit without repeated conditions"]),
         (
             "fixed",
-            [
-                "3 components of noise [@glmdenoise] and a ridge fraction of 0.5 [@fracridge] were set in advance"
-            ],
+            ["3 components of noise [@glmdenoise] and a ridge fraction of 0.5 [@fracridge] were set"],
         ),
         ("psn off", ["PSN was not applied"]),
         ("wiener", ["Wiener filter", "3.27 of 90 effective dimensions were kept"]),

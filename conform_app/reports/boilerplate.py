@@ -30,7 +30,7 @@ from conform_app.reports.facts import (
     template_spaces,
     unit_names,
 )
-from conform_app.reports.wording import number
+from conform_app.reports.wording import number, shown_version
 
 STAGES = ("overview", "inputs", "glmsingle", "reliability", "psn", "software")
 
@@ -135,7 +135,7 @@ def _facts(records: list[dict[str, Any]], version: str, inputs: list[dict[str, A
     how, kept, without, reason = psn_sentences(records, many, one)
     everything = len(records)
     return {
-        "version": "(development version)" if version.startswith("0+") else version,
+        "version": shown_version(version),
         "point": one,
         "points": many,
         "preprocessing": preprocessing_sentence(inputs),

@@ -14,7 +14,7 @@ from conform_app.reports import denoising, sections
 from conform_app.reports.citations import markdown_to_html, read_bibliography
 from conform_app.reports.products import FigureBook, Products, Section
 from conform_app.reports.style import figure_style
-from conform_app.reports.wording import clock, count, joined, number, psn_kept, range_of
+from conform_app.reports.wording import clock, count, joined, number, psn_kept, range_of, shown_version
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def build_report(
             problems=problems,
             run_info=_rows(run_info or {}),
             methods=_methods(output_dir),
-            version=_version(records, run_info),
+            version=shown_version(_version(records, run_info)),
         )
         page = output_dir / f"sub-{subject}.html"
         temporary = page.with_name(f".{page.name}.{os.getpid()}.tmp")

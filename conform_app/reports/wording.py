@@ -64,15 +64,18 @@ def spread(values: np.ndarray, brain: Brain, unit: str) -> str:
     return f"{text} (medians: {', '.join(parts)})" if len(parts) > 1 else text
 
 
+def shown_version(version: str) -> str:
+    """Version as it is shown: a checkout that was never installed has none."""
+    return "(development version)" if version.startswith("0+") else version
+
+
 def why_not_cross_validated(products: Products) -> str:
     """Reason for which types C and D are missing, as a clause."""
     fit = products.fit
     if len(fit.get("runs") or []) == 1:
-        return (
-            "there is only one run, so no condition repeats across runs, which their cross-validation needs"
-        )
+        return "there is only one run, so no condition repeats across runs, which cross-validation needs"
     if fit.get("n_repeated_conditions") == 0:
-        return "no condition repeats across runs, which their cross-validation needs"
+        return "no condition repeats across runs, which cross-validation needs"
     return "they were switched off or not possible with these data (see what was done, above)"
 
 
