@@ -13,7 +13,7 @@ from conform_app.settings import GROUPS
 HEAD = """\
 # Settings
 
-Made from `conform_app/settings.py` by `python -m conform_app.cli.document docs`; do not edit.
+Made from `conform_app/settings` by `python -m conform_app.cli.document docs`; do not edit.
 
 A setting comes from the command line, else from the TOML file of `--config-file` (each group below is a
 section of it), else from its default. Settings marked ● change results: they make up the configuration hash

@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every setting of CONFORM, once: command line, TOML file and docs are made from these dataclasses.
+
+A setting is a dataclass field.  Its default is the field's default; its help text, flags and parser are the
+field's metadata; its group is the section of the TOML file.  Fields marked ``alters`` change results: they
+make up the configuration hash, which every output carries and which keeps results of two settings out of one
+folder.
+"""
+
+from conform_app.settings.declare import parse_memory
+from conform_app.settings.groups import (
+    ENTITY_LABELS,
+    GROUPS,
+    EventSettings,
+    InputSettings,
+    ModelSettings,
+    ResourceSettings,
+    RunSettings,
+)
+from conform_app.settings.whole import Settings, from_toml, merged, to_toml
+
+__all__ = [
+    "ENTITY_LABELS",
+    "GROUPS",
+    "EventSettings",
+    "InputSettings",
+    "ModelSettings",
+    "ResourceSettings",
+    "RunSettings",
+    "Settings",
+    "from_toml",
+    "merged",
+    "parse_memory",
+    "to_toml",
+]
