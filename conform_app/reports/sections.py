@@ -28,6 +28,12 @@ from conform_app.reports.wording import (
 ORIENTATION = "Radiological convention: the right side of the brain is on the left, as marked."
 
 
+_COLOURS = (
+    " In this and the following maps colours fade out towards the low end of the scale, with no threshold,"
+    " and the scale ends at the 99th percentile."
+)
+
+
 def how_drawn(brain: Brain) -> str:
     """Sentence on what a picture of `brain` shows."""
     if brain.kind == "volume":
@@ -144,7 +150,7 @@ def variance_explained(products: Products, book: FigureBook, brain: Brain) -> Se
             alt=f"Map of on/off R squared: {spread(values, brain, '%')}",
             caption="<b>Type A.</b> Variance explained by one regressor for all trials with an assumed HRF:"
             f" where the task drives the signal at all. {spread(values, brain, '%')}.{tail}"
-            f" {how_drawn(brain)}",
+            f" {how_drawn(brain)}{_COLOURS if brain.drawable else ''}",
         )
     else:
         section.notes.append("The on/off R² map was not written.")
