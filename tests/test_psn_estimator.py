@@ -179,6 +179,15 @@ def test_partly_missing_units():
         fit_psn(data, uneven="missing")
 
 
+def test_a_trial_that_few_units_have_does_not_cost_the_others():
+    _, data = simulate(20, 40, 4)
+    whole = fit_psn(data[:, :, :3])
+    data[2:, :, 3] = np.nan
+    fit = fit_psn(data)
+    assert fit.valid.all()
+    np.testing.assert_allclose(fit.denoised, whole.denoised, atol=1e-9)
+
+
 def test_two_trials_and_very_few_conditions_warn():
     _, data = simulate(10, 3, 2)
     with warnings.catch_warnings(record=True) as caught:

@@ -78,6 +78,25 @@ def make_basis(
         Eigenvalues (ascending, unclipped) and eigenvectors whose positive part is signal_cov; spares an
         eigendecomposition and orders its null space.
     """
+    axes, values = make_axes(
+        kind, signal_cov, noise_cov, averages, n_trials, eigenvalues=eigenvalues, signal_eig=signal_eig
+    )
+    signal = np.maximum(variance_along(axes, signal_cov), 0.0)
+    noise = np.maximum(variance_along(axes, noise_cov), 0.0)
+    return Basis(axes, values, signal, noise)
+
+
+def make_axes(
+    kind: str | np.ndarray,
+    signal_cov: np.ndarray,
+    noise_cov: np.ndarray,
+    averages: np.ndarray,
+    n_trials: float,
+    *,
+    eigenvalues: np.ndarray | None = None,
+    signal_eig: tuple[np.ndarray, np.ndarray] | None = None,
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Axes and eigenvalues alone, descending; parameters as in `make_basis`."""
     if not isinstance(kind, str):
         axes = orthonormal_columns(kind)
         values = None if eigenvalues is None else np.asarray(eigenvalues, dtype=float)
@@ -88,9 +107,7 @@ def make_basis(
         values, axes = np.maximum(signal_eig[0][::-1], 0.0), fix_signs(signal_eig[1][:, ::-1])
     else:
         values, axes = eigenpairs(_matrix_of(kind, signal_cov, noise_cov, averages, n_trials))
-    signal = np.maximum(variance_along(axes, signal_cov), 0.0)
-    noise = np.maximum(variance_along(axes, noise_cov), 0.0)
-    return Basis(axes, values, signal, noise)
+    return axes, values
 
 
 def _matrix_of(

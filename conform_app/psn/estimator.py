@@ -22,7 +22,7 @@ import numpy as np
 
 from conform_app.errors import DataError, UsageError
 from conform_app.psn import crossval
-from conform_app.psn.basis import Basis, make_basis, measured_signal, order_of
+from conform_app.psn.basis import Basis, make_axes, make_basis, measured_signal, order_of
 from conform_app.psn.covariance import GSNResult, gsn_complete, level_grid
 from conform_app.psn.intake import Usable, as_responses, usable_data
 from conform_app.psn.options import PSNOptions, check_options
@@ -182,11 +182,18 @@ def ordered_basis(options: PSNOptions, gsn: GSNResult, mean: np.ndarray, usable:
     """The axes asked for, in the order in which they are kept."""
     kind = options.basis if isinstance(options.basis, str) else options.basis[usable.valid]
     b = make_basis(kind, gsn.signal_cov, gsn.noise_cov, mean, gsn.n_trials, signal_eig=gsn.signal_eig)
+    if _descends(options):
+        return b
     if options.ordering == "measured":
         order = np.argsort(measured_signal(b.axes, usable.x, usable.there))[::-1]
     else:
         order = order_of(b, options.ordering, gsn.n_trials)
-    return b if np.array_equal(order, np.arange(order.size)) else b.ordered(order)
+    return b.ordered(order)
+
+
+def _descends(options: PSNOptions) -> bool:
+    """Whether axes come in the order in which they are kept, the null space included."""
+    return options.ordering == "eigenvalues" and options.basis_name not in ("random", "custom")
 
 
 def _cross_validate(
@@ -194,20 +201,13 @@ def _cross_validate(
 ) -> tuple[int | np.ndarray, np.ndarray, str]:
     """The cut with the smallest error on left-out trials, the error curve, and the scheme used."""
     folds, scheme = plan_folds(usable.there, options)
-    custom = not isinstance(options.basis, str) or options.basis == "random"
-    fixed = (np.array([gsn.shrink_noise]), np.array([gsn.shrink_data]))
     last: list[tuple[np.ndarray, np.ndarray]] = []  # folds with the same basis trials follow each other
 
     def axes_of(fold: crossval.Fold) -> np.ndarray:
-        if scheme == "shared" or custom:
+        if scheme == "shared":
             return axes.axes
         if not last or not np.array_equal(last[0][0], fold.basis):
-            shown = fold.basis.any(axis=1)
-            whole = bool(shown.all())
-            part = Usable(usable.x if whole else usable.x[:, shown], fold.basis[shown], usable.valid)
-            refit = gsn_complete(part, *fixed)
-            mean = crossval.averages(part.x, part.there)
-            last[:] = [(fold.basis, ordered_basis(options, refit, mean, part).axes)]
+            last[:] = [(fold.basis, _axes_from(usable, fold.basis, gsn, options))]
         return last[0][1]
 
     # The published shortcut subtracts the unit means of all trials; refitted folds their own.
@@ -223,10 +223,23 @@ def _cross_validate(
     return choice[np.argmin(units, axis=1)], curves.population, scheme
 
 
+def _axes_from(usable: Usable, trials: np.ndarray, gsn: GSNResult, options: PSNOptions) -> np.ndarray:
+    """Axes that only these trials (n_conditions, n_trials) determine; shrinkage levels stay those of all."""
+    shown = trials.any(axis=1)
+    x = usable.x if shown.all() else usable.x[:, shown]
+    part = Usable(x, trials[shown], usable.valid)
+    refit = gsn_complete(part, np.array([gsn.shrink_noise]), np.array([gsn.shrink_data]))
+    mean = crossval.averages(part.x, part.there)
+    if not _descends(options):
+        return ordered_basis(options, refit, mean, part).axes
+    covs = refit.signal_cov, refit.noise_cov
+    return make_axes(options.basis, *covs, mean, refit.n_trials, signal_eig=refit.signal_eig)[0]
+
+
 def plan_folds(there: np.ndarray, options: PSNOptions) -> tuple[list[crossval.Fold], str]:
     """Folds, and where their axes come from: "trials", "conditions" or "shared"."""
     trial_folds = crossval.leave_one_trial_out(there, options.max_folds)
-    if options.cv_basis == "all":
+    if options.cv_basis == "all" or options.basis_name in ("random", "custom"):
         return trial_folds, "shared"
     full = _noise_dof(there)
     if min(_noise_dof(f.basis) for f in trial_folds) >= full / 4:
@@ -334,7 +347,7 @@ def _account(
     how = {
         "trials": "cross-validation over trials, the axes refitted without the left-out trial",
         "conditions": "cross-validation over trials, the axes fitted to other conditions",
-        "shared": "cross-validation over trials with axes fitted to all of them",
+        "shared": "cross-validation over trials with the same axes for all",
         "": f"the {options.criterion} criterion",
     }[scheme]
     level = "the population" if options.level == "global" else "each unit"

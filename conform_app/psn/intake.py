@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which units and trials can enter an estimate.
 
-A trial of a condition is missing when no unit has it.  A unit is left out when it cannot be modelled:
-infinite or entirely missing, without a trial that others have, constant, or without any noise.  Units left
-out never touch the others; callers put them back.
+A trial of a condition is missing when fewer than half of the units have it.  A unit is left out when it
+cannot be modelled: infinite or entirely missing, without a trial that the others have, constant, or without
+any noise.  Units left out never touch the others; callers put them back.
 """
 
 from __future__ import annotations
@@ -94,11 +94,11 @@ def _select(data: np.ndarray, keep_partial: bool) -> tuple[np.ndarray, np.ndarra
     missing = np.isnan(data)
     valid = ~np.isinf(data).any(axis=(1, 2)) & ~missing.all(axis=(1, 2))
     if valid.any():
-        there = ~missing[valid].all(axis=0)
+        there = 2 * np.count_nonzero(~missing & valid[:, None, None], axis=0) >= valid.sum()
         if not keep_partial:
             valid &= ~(missing & there).any(axis=(1, 2))
     if valid.any():
-        valid[valid] = _has_noise(data[valid])
+        valid[valid] = _has_noise(data, np.flatnonzero(valid), None if keep_partial else there)
     if not valid.any():
         raise DataError(
             "No unit is left: all are constant, not finite, or without noise.",
@@ -109,13 +109,13 @@ def _select(data: np.ndarray, keep_partial: bool) -> tuple[np.ndarray, np.ndarra
     return there, valid
 
 
-def _has_noise(x: np.ndarray) -> np.ndarray:
-    """True for units whose repeats differ by more than rounding."""
-    out = np.zeros(len(x), dtype=bool)
-    step = max(1, (1 << 23) // max(1, x[0].size))
-    for start in range(0, len(x), step):
-        y = x[start : start + step].astype(np.float64)
-        there = ~np.isnan(y)
+def _has_noise(data: np.ndarray, units: np.ndarray, trials: np.ndarray | None) -> np.ndarray:
+    """True for those of the units whose repeats differ by more than rounding."""
+    out = np.zeros(units.size, dtype=bool)
+    step = max(1, (1 << 23) // max(1, data[0].size))
+    for start in range(0, units.size, step):
+        y = data[units[start : start + step]].astype(np.float64)
+        there = ~np.isnan(y) if trials is None else np.broadcast_to(trials, y.shape)
         y = np.where(there, y, 0.0)
         count = there.sum(axis=2)
         mean = y.sum(axis=2) / np.maximum(count, 1)
