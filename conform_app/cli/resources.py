@@ -8,7 +8,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from conform_app.errors import UsageError
+from conform_app.errors import CannotCreateError, UsageError
 from conform_app.settings import ResourceSettings
 
 CGROUP = Path("/sys/fs/cgroup")
@@ -86,9 +86,12 @@ def prepare_environment() -> None:
     """
     os.environ.setdefault("NO_ET", "1")
     os.environ.setdefault("TEMPLATEFLOW_AUTOUPDATE", "0")
-    scratch = Path(tempfile.gettempdir()) / f"conform-home-{os.getuid() if hasattr(os, 'getuid') else 0}"
     home = Path(os.environ.get("HOME", "/"))
     if not os.access(home, os.W_OK):
+        scratch = temporary_folder() / f"conform-home-{_user()}"
+        templates = home / ".cache" / "templateflow"
+        if templates.is_dir():  # readable, if not writable
+            os.environ.setdefault("TEMPLATEFLOW_HOME", str(templates))
         for name in ("NIPYPE_CONFIG_DIR", "MPLCONFIGDIR", "TEMPLATEFLOW_HOME", "XDG_CACHE_HOME"):
             os.environ.setdefault(name, str(scratch / name.lower()))
         # libraries that do not know these names fall back to the home folder
@@ -100,6 +103,26 @@ def default_work_dir(output_dir: Path) -> Path:
     """Folder for intermediate results: the same one for the same output folder and user."""
     import hashlib
 
-    user = os.getuid() if hasattr(os, "getuid") else 0
     key = hashlib.blake2b(str(output_dir).encode(), digest_size=5).hexdigest()
-    return Path(tempfile.gettempdir()) / f"conform-work-{user}-{key}"
+    return temporary_folder() / f"conform-work-{_user()}-{key}"
+
+
+def temporary_folder() -> Path:
+    """Return the system's temporary folder.
+
+    Raises
+    ------
+    CannotCreateError
+        None can be written.
+    """
+    try:
+        return Path(tempfile.gettempdir())
+    except FileNotFoundError as error:
+        raise CannotCreateError(
+            "No temporary folder can be written.",
+            "Set TMPDIR to one that can (in a container: --tmpfs /tmp).",
+        ) from error
+
+
+def _user() -> int:
+    return os.getuid() if hasattr(os, "getuid") else 0
