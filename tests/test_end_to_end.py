@@ -28,10 +28,10 @@ def run(*argv):
 
 
 def products(out):
-    """Files of a run that are the same in every run: names without logs of the call."""
+    """Files of a run that are the same in every run: without logs of the call, and what pandoc would make."""
     names = [str(p.relative_to(out)) for p in sorted(out.rglob("*")) if p.is_file()]
     names = [re.sub(r"configuration-[0-9a-f]+", "configuration-HASH", name) for name in names]
-    return [name for name in names if not re.search(r"/log/\d{8}", name)]
+    return [name for name in names if not re.search(r"/log/\d{8}|CITATION\.(html|tex)$", name)]
 
 
 @pytest.mark.end_to_end
@@ -283,3 +283,71 @@ def test_a_trial_cut_off_by_the_end_of_its_run_has_no_beta_and_harms_no_other(tm
     for name in ("stat-effect_desc-condmean", "stat-effect_desc-psn", "stat-ncsnr_desc-typeD"):
         data = nib.load(func / f"sub-01_task-x_space-T1w_{name}_statmap.nii.gz").get_fdata()
         assert np.isfinite(data).all(), name
+
+
+@pytest.mark.end_to_end
+def test_a_derivative_alone_finds_its_events_and_a_plugin_file_is_used(tmp_path):
+    data = make_dataset(tmp_path / "ds", n_runs=2)
+    plugin = tmp_path / "plugin.yml"
+    plugin.write_text("plugin: MultiProc\nplugin_args: {n_procs: 2}\n")
+    argv = (
+        data / "derivatives" / "fmriprep",
+        tmp_path / "out",
+        "participant",
+        "-w",
+        tmp_path / "w",
+        "--sloppy",
+    )
+    assert run(*argv, "--use-plugin", plugin, "--bids-database-dir", tmp_path / "db") == 0
+    assert (tmp_path / "out" / "sub-01.html").is_file()
+    plugin.write_text("MultiProc\n")
+    assert run(*argv, "--use-plugin", plugin, "--overwrite") == 64
+
+
+@pytest.mark.end_to_end
+def test_a_second_run_on_the_same_participant_waits_its_turn(tmp_path, capsys):
+    from conform_app.workflows.execute import locked
+
+    data = make_dataset(tmp_path / "ds", n_runs=2)
+    with locked(tmp_path / "w", ["01"]):
+        assert run(data, tmp_path / "out", "participant", "-w", tmp_path / "w", "--sloppy") == 75
+    assert "Another run" in capsys.readouterr().err.strip().splitlines()[-1]
+    assert run(data, tmp_path / "out", "participant", "-w", tmp_path / "w", "--sloppy") == 0
+
+
+@pytest.mark.end_to_end
+def test_invalid_bids_stops_unless_validation_is_skipped(tmp_path, capsys, validate):
+    data = make_dataset(tmp_path / "ds", n_runs=2)
+    (data / "sub-01" / "func" / "sub-01_task-x_nonsense.nii.gz").write_bytes(b"")
+    assert len(validate(data)) > 0
+    assert run(data, tmp_path / "out", "participant", "-w", tmp_path / "w") == 16
+    assert "--skip-bids-validation" in capsys.readouterr().err.strip().splitlines()[-1]
+    assert (
+        run(data, tmp_path / "out", "participant", "-w", tmp_path / "w", "--sloppy", "--skip-bids-validation")
+        == 0
+    )
+
+
+REAL = os.environ.get("CONFORM_TEST_DATA")
+
+
+@pytest.mark.end_to_end
+@pytest.mark.skipif(REAL is None, reason="CONFORM_TEST_DATA names no folder with the larger data")
+@pytest.mark.parametrize(
+    ("name", "options", "n_trials", "n_voxels"),
+    [("pyhrf-localizer", (), 80, 6443), ("studyforrest-localizer", ("--block-column", "block"), 12, 65831)],
+)
+def test_single_runs_of_other_labs_end_at_type_b_and_say_so(
+    tmp_path, validate, name, options, n_trials, n_voxels
+):
+    data = Path(REAL) / "data" / "real" / f"{name}-bids"
+    assert run(data, tmp_path / "out", "participant", "-w", tmp_path / "w", *options) == 0
+    assert validate(tmp_path / "out") == []
+    record = json.loads(next(tmp_path.rglob("log/fits/*.json")).read_text())
+    assert record["fit"]["types"] == ["A", "B"]
+    assert (record["fit"]["n_trials"], record["fit"]["n_voxels"]) == (n_trials, n_voxels)
+    page = next((tmp_path / "out").glob("sub-*.html")).read_text()
+    assert "not made by fMRIPrep" in page
+    assert "Nothing can be cross-validated" in page
+    betas = nib.load(next((tmp_path / "out").rglob("*desc-typeB_statmap.nii.gz")))
+    assert betas.shape[-1] == n_trials or "effect" not in betas.get_filename()

@@ -42,7 +42,7 @@ def validate_dataset(bids_dir: Path) -> list[str]:
         return []
     program = find_validator()
     if program is None:
-        return []
+        return ["bids-validator-deno is not installed; the dataset was not validated."]
     command = [program, "--json", "--ignoreWarnings", "--ignoreNiftiHeaders", str(bids_dir)]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, check=False)

@@ -238,13 +238,13 @@ def reports_only(session: Session) -> int:
 def report(session: Session, subjects: list[str]) -> list[dict[str, Any]]:
     """Make the reports and the methods text; return the records of these participants' finished fits."""
     from conform_app.bids.record import read_records, recorded_subjects
-    from conform_app.reports import build_report, write_boilerplate
+    from conform_app.reports import build_report, convert_text, write_boilerplate
 
     output_dir = session.settings.output_dir
     records = {subject: read_records(output_dir, subject) for subject in recorded_subjects(output_dir)}
     everything = [record for own in records.values() for record in own]
     if everything:
-        write_boilerplate(output_dir, everything, version=__version__)
+        convert_text(*write_boilerplate(output_dir, everything, version=__version__))
     for subject in subjects:
         errors = [note for note in session.notes if note["subject"] == subject]
         info = {"run_uuid": session.run_uuid, "version": __version__}

@@ -7,5 +7,6 @@ tables), never from the input data, so that a report can be built again years la
 
 from conform_app.reports.boilerplate import write_boilerplate
 from conform_app.reports.page import build_report
+from conform_app.reports.pandoc import convert_text
 
-__all__ = ["build_report", "write_boilerplate"]
+__all__ = ["build_report", "convert_text", "write_boilerplate"]
