@@ -312,6 +312,8 @@ def test_a_second_run_on_the_same_participant_waits_its_turn(tmp_path, capsys):
     with locked(tmp_path / "w", ["01"]):
         assert run(data, tmp_path / "out", "participant", "-w", tmp_path / "w", "--sloppy") == 75
     assert "Another run" in capsys.readouterr().err.strip().splitlines()[-1]
+    status = json.loads(next((tmp_path / "out").rglob("status.json")).read_text())
+    assert status["state"] == "interrupted"
     assert run(data, tmp_path / "out", "participant", "-w", tmp_path / "w", "--sloppy") == 0
 
 

@@ -67,6 +67,7 @@ def run(settings: Settings) -> int:
     write_logs(session, final=False)
     try:
         execute(session, work_dir)
+        session.finished = True
     finally:
         records = report(session, session.subjects)
         write_dataset(settings.output_dir, **dataset)

@@ -33,6 +33,8 @@ class Session:
     plans : list of FitPlan
     notes : list of dict
         What failed: exit_code, message, remedy, fit, subject, step.
+    finished : bool
+        The workflow ran to its end, whatever became of single fits.
     """
 
     settings: Settings
@@ -40,6 +42,7 @@ class Session:
     roots: dict[str, str] = field(default_factory=dict)
     plans: list[Any] = field(default_factory=list)
     notes: list[dict[str, Any]] = field(default_factory=list)
+    finished: bool = False
 
     @property
     def subjects(self) -> list[str]:
@@ -74,15 +77,19 @@ def write_logs(session: Session, *, final: bool) -> None:
     ----------
     session : Session
     final : bool
-        False at the start of the run: the state is then ``running``.
+        False at the start of the run, when the state is ``running``; at the end it is ``complete``,
+        ``failed``, or ``interrupted`` where the run as a whole was stopped.
     """
     for subject in session.subjects:
         folder = session.log_dir(subject)
         folder.mkdir(parents=True, exist_ok=True)
         replace_text(folder / "conform.toml", to_toml(session.settings))
         own = [note for note in session.notes if note["subject"] == subject]
-        state = ("failed" if own else "complete") if final else "running"
-        status = {"state": state, "exit_code": exit_code(own, 0) if final else None, "errors": own}
+        status = {"state": "running", "exit_code": None, "errors": own}
+        if final and (own or session.finished):
+            status |= {"state": "failed" if own else "complete", "exit_code": exit_code(own, 0)}
+        elif final:
+            status["state"] = "interrupted"
         status["fits"] = [plan.name for plan in session.plans if plan.subject == subject]
         replace_text(folder / "status.json", json.dumps(status, indent=2) + "\n")
 
@@ -121,12 +128,14 @@ def conclude(session: Session, n_done: int) -> int:
         LOGGER.info("Done: %d fit%s complete in %s", n_done, "s" * (n_done != 1), session.settings.output_dir)
         return 0
     code = exit_code(notes, n_done)
-    for note in notes[:-1] if len(notes) == 1 else notes:
-        LOGGER.error("%s: %s %s", note["fit"] or f"sub-{note['subject']}", note["message"], note["remedy"])
     if len(notes) == 1:
         note = notes[0]
         error = RunFailed(f"{note['fit']}: {note['message']}".removeprefix(": "), note["remedy"])
     else:
+        for note in notes:
+            LOGGER.error(
+                "%s: %s %s", note["fit"] or f"sub-{note['subject']}", note["message"], note["remedy"]
+            )
         error = RunFailed(
             f"{len(notes)} fits failed, {n_done} are complete.", "The lines above and the reports say why."
         )
