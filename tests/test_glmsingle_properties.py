@@ -264,7 +264,7 @@ def test_progress_and_account(case):
     )
     stages = list(dict.fromkeys(s for s, _, _ in seen))
     assert stages == ["HRFs", "noise pool", "noise regressors", "ridge"]
-    assert [d for s, d, _ in seen if s == "ridge"] == [25, 50, 60]
+    assert [d for s, d, _ in seen if s == "ridge"] == [20, 40, 60]
     text = " ".join(result.account)
     assert "42 trials of 7 conditions" in text
     assert f"{int(result.type_c.noise_pool.sum())} voxels" in text

@@ -1,20 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
 """Voxels in blocks: how the data are read and how many voxels are worked on at once.
 
-Data stay where they are (arrays, memory maps, anything that slices by its first axis); a block is read run
-by run as float32.  The number of voxels in a block follows from the memory allowed and has no effect on
-results beyond rounding, since every step after the choice of the noise pool is per voxel.
+Data stay where they are (arrays, memory maps, HDF5 datasets, image proxies: anything with a shape that slices
+by its first axis); a block is read run by run as float32.  The number of voxels in a block follows from the
+memory allowed and has no effect on results beyond rounding, since every step after the choice of the noise
+pool is per voxel.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
+from math import prod
 
 import numpy as np
 
 from conform_app.errors import DataError, UsageError
 
-DEFAULT_WORK = 1 << 30
+DEFAULT_WORK = 1 << 28
 """Bytes for the working arrays when no limit is given."""
 MOST_VOXELS = 32768
 FEWEST_VOXELS = 256
@@ -26,7 +29,7 @@ class Series:
     Parameters
     ----------
     data : sequence of (n_voxels, n_volumes) arrays, or of (X, Y, Z, n_volumes)
-        One per run.
+        One per run: arrays, or anything with ``shape`` that slices by its first axis.
 
     Raises
     ------
@@ -50,10 +53,13 @@ class Series:
                 )
             if shape[-1] < 3:
                 raise DataError(f"Run {r} has {shape[-1]} volumes.", "Leave this run out.")
-        if len(first) == 4:
-            self._runs = [np.asarray(run).reshape(-1, run.shape[-1]) for run in self._runs]
-        self.n_voxels = int(self._runs[0].shape[0])
-        self.n_volumes = tuple(int(run.shape[1]) for run in self._runs)
+        self.shape = first[:-1]
+        self._runs = [
+            run.reshape(-1, run.shape[-1]) if isinstance(run, np.ndarray) else run for run in self._runs
+        ]
+        self.n_voxels = prod(int(n) for n in first[:-1])
+        self.n_volumes = tuple(int(run.shape[-1]) for run in self._runs)
+        self._lock = threading.Lock()  # files behind other objects need not bear two readers
 
     @property
     def n_runs(self) -> int:
@@ -66,14 +72,27 @@ class Series:
 
     def read(self, run: int, lo: int, hi: int, rows: np.ndarray | None = None) -> np.ndarray:
         """A new float32 array of voxels lo to hi, or of ``rows`` (counted from lo) among them."""
-        block = self._runs[run][lo:hi]
-        block = np.asarray(block)[:, : self.n_volumes[run]]
+        source = self._runs[run]
+        if isinstance(source, np.ndarray):
+            block = np.asarray(source[lo:hi])
+        elif len(source.shape) == 2:
+            with self._lock:
+                block = np.asarray(source[lo:hi])
+        else:  # whole slabs of the first axis hold the voxels wanted
+            slab = prod(source.shape[1:-1])
+            first = lo // slab
+            with self._lock:
+                block = np.asarray(source[first : -(-hi // slab)])
+            block = block.reshape(-1, block.shape[-1])[lo - first * slab : hi - first * slab]
+        block = block[:, : self.n_volumes[run]]
         block = block if rows is None else block[rows]
         return np.array(block, dtype=np.float32, order="C")
 
 
-def block_length(bytes_per_voxel: int, fixed: int, n_voxels: int, max_memory, chunklen) -> int:
-    """Voxels per block.
+def block_length(
+    bytes_per_voxel: int, fixed: int, n_voxels: int, max_memory, chunklen, workers: int = 1
+) -> int:
+    """Voxels per block; the blocks are nearly equal, and as many as keep all workers busy.
 
     Parameters
     ----------
@@ -86,13 +105,15 @@ def block_length(bytes_per_voxel: int, fixed: int, n_voxels: int, max_memory, ch
         Bytes for the fit beyond the data that were passed in.
     chunklen : int or None
         Largest block wished for.
+    workers : int
+        Blocks that are worked on at the same time.
 
     Raises
     ------
     UsageError
         When ``max_memory`` does not even hold results and the smallest block.
     """
-    work = DEFAULT_WORK
+    work, bytes_per_voxel = DEFAULT_WORK, bytes_per_voxel * workers
     if max_memory is not None:
         work = float(max_memory) - fixed
         need = fixed + FEWEST_VOXELS * bytes_per_voxel
@@ -105,7 +126,11 @@ def block_length(bytes_per_voxel: int, fixed: int, n_voxels: int, max_memory, ch
     length = int(max(FEWEST_VOXELS, min(MOST_VOXELS, work // bytes_per_voxel)))
     if chunklen is not None:
         length = min(length, int(chunklen))
-    return max(1, min(length, n_voxels))
+    length = max(1, min(length, n_voxels))
+    n_blocks = -(-n_voxels // length)
+    if n_voxels >= workers * FEWEST_VOXELS:
+        n_blocks = -(-n_blocks // workers) * workers
+    return -(-n_voxels // n_blocks)
 
 
 def blocks(n_voxels: int, length: int) -> Iterator[tuple[int, int]]:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from conform_app.errors import DataError, UsageError
+from conform_app.glmsingle.account import count, named
 from conform_app.glmsingle.blocks import Series, block_length
 from conform_app.glmsingle.design import TrialPlan, orthonormal_in_order
 from conform_app.glmsingle.options import GLMsingleOptions
@@ -70,7 +71,7 @@ def extras(extra, series: Series, poly: list[np.ndarray], notes: list[str]) -> l
         out.append(orthonormal_in_order(columns, poly[r - 1]))
     if filled:
         notes.append(
-            f"Extra regressors of run(s) {', '.join(map(str, filled))} held values that are not finite; "
+            f"Extra regressors of {named('run', filled)} held values that are not finite; "
             "the column's mean stands in for them."
         )
     return out
@@ -110,16 +111,19 @@ def check_masks(options: GLMsingleOptions, n_voxels: int) -> None:
 def check_design(plan: TrialPlan, usable: np.ndarray, poly, extra, notes: list[str]) -> None:
     """Warnings about trials that are hard to estimate."""
     buffers = plan.end_buffers()
-    if buffers.min() < SHORTEST_END:
-        runs = ", ".join(str(r + 1) for r in np.flatnonzero(buffers < SHORTEST_END))
+    short = (np.flatnonzero(buffers < SHORTEST_END) + 1).tolist()
+    if short:
+        ends = "ends" if len(short) == 1 else "end"
         notes.append(
-            f"Run(s) {runs} end less than {SHORTEST_END:g} s after their last trial began: its beta is "
-            "uncertain."
+            f"{named('Run', short)} {ends} less than {SHORTEST_END:g} s after the last trial began: its beta "
+            "is uncertain."
         )
-    if not usable.all():
+    n_lost = int((~usable).sum())
+    if n_lost:
+        begin, response = ("begins", "its beta is") if n_lost == 1 else ("begin", "their betas are")
         notes.append(
-            f"{int((~usable).sum())} trial(s) begin so late (or so early) that hardly any of their "
-            "response was measured: their betas are NaN."
+            f"{count(n_lost, 'trial')} {begin} so late (or so early) that hardly any of the response was "
+            f"measured: {response} NaN."
         )
     for r, trials in enumerate(plan.runs):
         _, counts = np.unique(np.round(trials.onset, 6), return_counts=True)
@@ -161,13 +165,18 @@ def possible_types(options: GLMsingleOptions, repeats: bool, notes: list[str]) -
     return want_c, want_d
 
 
-def block_size(series: Series, plan: TrialPlan, options: GLMsingleOptions, n_hrfs: int, max_memory) -> int:
-    """Voxels per block: series of all runs twice, some arrays of betas, and the small tables per voxel."""
+def block_size(
+    series: Series, plan: TrialPlan, options: GLMsingleOptions, n_hrfs: int, max_memory, workers, stored
+) -> int:
+    """Voxels per block: series of all runs twice, some arrays of betas, and the small tables per voxel.
+
+    ``stored``: betas go elsewhere as they are made.
+    """
     volumes, trials, runs = sum(series.n_volumes), plan.n_trials, plan.n_runs
     per_voxel = (
         4 * (2 * volumes + max(series.n_volumes) * 2 + 8 * trials) + 8 * n_hrfs * (2 * runs + 1) + 2048
     )
-    kept = len(set(options.keep))
+    kept = 0 if stored else len(set(options.keep))
     result = 4 * series.n_voxels * (kept * trials + n_hrfs * (runs + 1) + 6 * runs + len(options.fracs) + 40)
     designs = sum(t.n * n for t, n in zip(plan.runs, series.n_volumes, strict=True)) * n_hrfs * 4 * 5
-    return block_length(per_voxel, result + designs, series.n_voxels, max_memory, options.chunklen)
+    return block_length(per_voxel, result + designs, series.n_voxels, max_memory, options.chunklen, workers)

@@ -8,25 +8,19 @@ types C and D.  This module holds that order and the checks; the mathematics is 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 
-from conform_app.errors import DataError, UsageError
-from conform_app.glmsingle import account, checks
+from conform_app.errors import DataError
+from conform_app.glmsingle import account, checks, setup
 from conform_app.glmsingle.blocks import Series
 from conform_app.glmsingle.denoise import choose_number, components, deciding_voxels, noise_pool
-from conform_app.glmsingle.design import TrialPlan, plan_trials, polynomials
-from conform_app.glmsingle.hrf import (
-    Responses,
-    SampledResponses,
-    TableResponses,
-    canonical_table,
-    library_table,
-)
+from conform_app.glmsingle.design import plan_trials
 from conform_app.glmsingle.options import GLMsingleOptions
 from conform_app.glmsingle.result import Denoising, GLMsingleResult, TypeA, TypeB, TypeC, TypeD
 from conform_app.glmsingle.tail import tail_threshold
+from conform_app.glmsingle.uncertainty import Spread, StandardErrors
 
 
 def fit_glmsingle(
@@ -43,14 +37,16 @@ def fit_glmsingle(
     n_threads: int | None = None,
     max_memory: float | None = None,
     progress: Callable[[str, int, int], None] | None = None,
+    store: Callable[[str, tuple[int, int]], Any] | None = None,
 ) -> GLMsingleResult:
     """Estimate the response to every single trial (Prince et al. 2022, eLife 11:e77599).
 
     Parameters
     ----------
     data : list of (n_voxels, n_volumes) arrays, or of (X, Y, Z, n_volumes)
-        One per run, in scanner units: not z-scored, mean not removed.  Memory maps are read block by block;
-        the arrays are never changed.
+        One per run, in scanner units: not z-scored, mean not removed.  Anything with ``shape`` that slices
+        by its first axis will do (memory maps, HDF5 datasets, image proxies): it is read block by block, four
+        times, and never changed.
     design : list of (n_volumes, n_conditions) 0/1 arrays, or of RunTrials
         A 1 marks a trial's onset; `RunTrials` hold onsets in seconds, on the volumes' times or not.
     stimdur : float or None
@@ -67,11 +63,16 @@ def fit_glmsingle(
     device : str
         Of torch: "cpu", "cuda".
     n_threads : int, optional
-        Threads of torch and BLAS during the fit.
+        Blocks of voxels worked on at the same time; default as many as torch has threads.
     max_memory : float, optional
         Bytes that the fit may take beside the data: sets the size of the voxel blocks.
     progress : callable, optional
         Called with (stage, voxels done, voxels in all).
+    store : callable, optional
+        Where betas go as they are made, so that they are never in memory together:
+        ``store(letter, (n_voxels, n_trials))`` gives, for each type kept, an object that takes
+        ``object[lo:hi] = float32 array`` once per block (an HDF5 dataset, a writable memory map); it becomes
+        ``betas`` of that type.
 
     Returns
     -------
@@ -94,87 +95,12 @@ def fit_glmsingle(
     series, notes = Series(data), []
     design = checks.match_lengths(series, design, options, notes)
     plan = plan_trials(design, series.n_volumes, stimdur, tr, start_times)
-    with _threads(n_threads):
-        problem, badness, session = _set_up(
-            series, plan, options, sessions, extra_regressors, device, max_memory, progress, notes
+    means = setup.Means.of(device, n_threads, max_memory, progress, store)
+    with setup.one_thread_per_library():
+        problem, badness, session = setup.problem_of(
+            series, plan, options, sessions, extra_regressors, means, notes
         )
         return _fit(problem, badness, session, notes)
-
-
-@contextmanager
-def _threads(n: int | None):
-    """Limit torch's and BLAS's threads within the block."""
-    if n is None:
-        yield
-        return
-    import torch
-    from threadpoolctl import threadpool_limits
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(max(1, int(n)))
-    try:
-        with threadpool_limits(limits=max(1, int(n))):
-            yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def _responses(options: GLMsingleOptions, tr: float) -> tuple[Responses, Responses]:
-    """The assumed HRF and the library."""
-    assumed: Responses = (
-        TableResponses(canonical_table(), tr, whole_seconds=False)
-        if options.hrftoassume is None
-        else SampledResponses(options.hrftoassume, tr)
-    )
-    if not options.wantlibrary:
-        return assumed, assumed
-    if options.hrflibrary is None:
-        return assumed, TableResponses(library_table(), tr, whole_seconds=True)
-    return assumed, SampledResponses(options.hrflibrary, tr)
-
-
-def _set_up(series, plan, options, sessions, extra_regressors, device, max_memory, progress, notes):
-    """Drifts, nuisance, regressors and cross-validation pairs, from checked input."""
-    from conform_app.glmsingle.problem import Problem
-    from conform_app.glmsingle.xval import Badness
-
-    session = checks.session_of_run(sessions, plan.n_runs)
-    checks.check_masks(options, series.n_voxels)
-    degrees = checks.degrees(options, series, plan.tr)
-    poly = [polynomials(n, d) for n, d in zip(series.n_volumes, degrees, strict=True)]
-    extra = checks.extras(extra_regressors, series, poly, notes)
-    assumed, library = _responses(options, plan.tr)
-    usable = plan.estimable(assumed) if not options.reference else np.ones(plan.n_trials, bool)
-    checks.check_design(plan, usable, poly, extra, notes)
-    own = options.hrflibrary is not None or options.hrftoassume is not None
-    if own and np.ptp(plan.durations) > 0:
-        notes.append(
-            "Trials differ in duration, but HRFs given by the user are taken as they are for all of them."
-        )
-    typical = library.on_grid(float(np.median(plan.durations)))
-    problem = Problem(
-        series=series,
-        plan=plan,
-        options=options,
-        device=_device(device),
-        block=checks.block_size(series, plan, options, library.n_hrfs, max_memory),
-        assumed=[x[:, :, 0] for x in _regressors(plan, assumed, usable)],
-        library=_regressors(plan, library, usable),
-        hrfs=typical,
-        poly=poly,
-        extra=extra,
-        usable=usable,
-        progress=progress,
-    )
-    badness = Badness(
-        plan.trial_condition,
-        plan.trial_run,
-        options.folds(plan.n_runs),
-        session[plan.trial_run],
-        usable,
-        problem.device,
-    )
-    return problem, badness, session
 
 
 def _fit(problem, badness, session: np.ndarray, notes: list[str]) -> GLMsingleResult:
@@ -210,13 +136,14 @@ def _fit(problem, badness, session: np.ndarray, notes: list[str]) -> GLMsingleRe
         z = nuisance(problem, pcs, n_pcs)
         if options.reference and n_pcs == 0:
             z = [e[:, :0] for e in z]
-        last = ridge_pass(problem, first.hrf_index, z, badness, options.fracs if want_d else None)
-    _finish(first, last, problem.usable, options)
+        last = ridge_pass(
+            problem, first.hrf_index, first.mean_vol, z, badness, options.fracs if want_d else None
+        )
     result = GLMsingleResult(
-        type_a=TypeA(betas=first.assumed_betas, onoff_betas=first.onoff_betas, r2=_float32(first.onoff_r2)),
-        type_b=_type_b(first),
-        type_c=_type_c(first, last, denoising),
-        type_d=_type_d(first, last, denoising) if want_d else None,
+        type_a=_type_a(problem, first),
+        type_b=_type_b(problem, first),
+        type_c=_type_c(problem, first, last, denoising),
+        type_d=_type_d(problem, first, last, denoising) if want_d else None,
         trial_condition=plan.trial_condition.astype(np.int32),
         trial_run=plan.trial_run.astype(np.int32),
         mean_vol=first.mean_vol,
@@ -224,6 +151,7 @@ def _fit(problem, badness, session: np.ndarray, notes: list[str]) -> GLMsingleRe
         r2_threshold=threshold,
         hrfs=problem.hrfs,
         hrf_times=np.arange(len(problem.hrfs)) * plan.tr,
+        designs=problem.assumed,
         fracs=tuple(options.fracs),
         poly_degrees=tuple(p.shape[1] - 1 for p in problem.poly),
         options=options,
@@ -231,28 +159,6 @@ def _fit(problem, badness, session: np.ndarray, notes: list[str]) -> GLMsingleRe
     )
     result.account.extend(account.tell(result, plan, first, extra, session, fitted))
     return result
-
-
-def _float32(a: np.ndarray) -> np.ndarray:
-    return a.astype(np.float32)
-
-
-def _device(name: str):
-    import torch
-
-    device = torch.device(name)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise UsageError("No CUDA device is available.", "Use device 'cpu'.")
-    return device
-
-
-def _regressors(plan: TrialPlan, responses: Responses, usable: np.ndarray) -> list[np.ndarray]:
-    out = []
-    for r, trials in enumerate(plan.slices()):
-        x = plan.regressors(r, responses)
-        x[:, ~usable[trials]] = 0
-        out.append(x)
-    return out
 
 
 def _threshold(onoff_r2, options: GLMsingleOptions, want_c: bool, notes: list[str]) -> tuple[float, bool]:
@@ -313,27 +219,35 @@ def _denoise(problem, first, badness, threshold: float, want_c: bool, notes: lis
     return Denoising(pool, pcs, choose_number(trend, options.pcstop), bad, deciding, trend.astype(np.float32))
 
 
-def _finish(first, last, usable: np.ndarray, options: GLMsingleOptions) -> None:
-    """Units of the betas, and NaN for trials that could not be estimated; in place."""
-    with np.errstate(divide="ignore", invalid="ignore"):
-        gain = (np.float32(100) / np.abs(first.mean_vol))[:, None]
-    late = [] if last is None else [last.betas_c, last.betas_d]
-    for betas, percent in (
-        (first.onoff_betas, options.wantpercentbold),
-        (first.assumed_betas, options.wantpercentbold),
-        (first.betas, options.wantpercentbold),
-        *((b, options.wantpercentbold or options.reference) for b in late),
-    ):
-        if betas is None:
-            continue
-        if percent:
-            with np.errstate(invalid="ignore", over="ignore"):
-                betas *= gain
-        if betas.shape[1] == usable.size and not usable.all():
-            betas[:, ~usable] = np.nan
+def _type_a(problem, first) -> TypeA:
+    gain = problem.gain(first.mean_vol, late=False)
+    spread = {0: _diagonal(first.variance_assumed, problem.plan)}
+    index = np.where(first.valid, 0, -1)
+    errors = StandardErrors(_times(first.noise_assumed, gain), index, spread, None, None, problem.usable)
+    return TypeA(
+        betas=first.assumed_betas,
+        onoff_betas=first.onoff_betas,
+        r2=first.onoff_r2.astype(np.float32),
+        standard_error=errors,
+    )
 
 
-def _type_b(first) -> TypeB:
+def _times(noise: np.ndarray, gain: np.ndarray) -> np.ndarray:
+    with np.errstate(invalid="ignore", over="ignore"):
+        return noise * gain
+
+
+def _diagonal(variance: np.ndarray, plan) -> Spread:
+    """Variances of each trial's beta, as if the trials were the directions of the design."""
+    return Spread(
+        tuple(np.diag(variance[trials]) for trials in plan.slices()),
+        tuple(np.ones(trials.stop - trials.start) for trials in plan.slices()),
+    )
+
+
+def _type_b(problem, first) -> TypeB:
+    gain = problem.gain(first.mean_vol, late=False)
+    spreads = {h: _diagonal(v, problem.plan) for h, v in enumerate(first.variance)}
     return TypeB(
         betas=first.betas,
         r2=first.r2,
@@ -342,10 +256,21 @@ def _type_b(first) -> TypeB:
         fit_hrf_r2_run=first.fit_hrf_r2_run,
         hrf_index=first.hrf_index,
         hrf_index_run=first.hrf_index_run,
+        standard_error=StandardErrors(
+            _times(first.noise, gain), first.hrf_index, spreads, None, None, problem.usable
+        ),
     )
 
 
-def _type_c(first, last, denoising: Denoising | None) -> TypeC | None:
+def _late_errors(problem, first, last, *, ridge: bool) -> StandardErrors:
+    gain = problem.gain(first.mean_vol, late=True)
+    slope = last.scale_offset[:, 0] if ridge and last.scale_offset is not None else None
+    penalty = last.penalty if ridge else None
+    noise = _times(last.noise, gain)
+    return StandardErrors(noise, first.hrf_index, last.spreads, penalty, slope, problem.usable)
+
+
+def _type_c(problem, first, last, denoising: Denoising | None) -> TypeC | None:
     if denoising is None:
         return None
     return TypeC(
@@ -353,16 +278,18 @@ def _type_c(first, last, denoising: Denoising | None) -> TypeC | None:
         r2=last.r2_c,
         r2_run=last.r2_run_c,
         hrf_index=first.hrf_index,
+        standard_error=_late_errors(problem, first, last, ridge=False),
         **vars(denoising),
     )
 
 
-def _type_d(first, last, denoising: Denoising | None) -> TypeD:
+def _type_d(problem, first, last, denoising: Denoising | None) -> TypeD:
     return TypeD(
         betas=last.betas_d,
         r2=last.r2_d,
         r2_run=last.r2_run_d,
         hrf_index=first.hrf_index,
+        standard_error=_late_errors(problem, first, last, ridge=True),
         frac_value=last.frac_value,
         rr_badness=last.rr_badness,
         scale_offset=last.scale_offset,

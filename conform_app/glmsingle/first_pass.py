@@ -7,6 +7,7 @@ All of it is per voxel, so one reading of the data does.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,24 +19,32 @@ from conform_app.glmsingle.problem import Problem
 
 @dataclass(eq=False)
 class Library:
-    """Results of the first pass (names as in `TypeA`, `TypeB`) and counts of odd voxels."""
+    """Results of the first pass (names as in `TypeA`, `TypeB`) and counts of odd voxels.
+
+    ``noise_*`` are residual standard deviations in the data's unit, ``variance_*`` those of each beta for
+    noise of variance 1: (n_trials,) for the assumed HRF, and one such row per HRF of the library.
+    """
 
     valid: np.ndarray
     mean_vol: np.ndarray
-    n_nonfinite: int
-    n_constant: int
-    n_zero_mean: int
-    n_demeaned: int
     onoff_betas: np.ndarray
     onoff_r2: np.ndarray
-    assumed_betas: np.ndarray | None
-    betas: np.ndarray | None
+    assumed_betas: Any
+    betas: Any
     fit_hrf_r2: np.ndarray
     fit_hrf_r2_run: np.ndarray
     hrf_index: np.ndarray
     hrf_index_run: np.ndarray
     r2: np.ndarray
     r2_run: np.ndarray
+    noise_assumed: np.ndarray
+    noise: np.ndarray
+    variance_assumed: np.ndarray
+    variance: np.ndarray
+    n_nonfinite: int = 0
+    n_constant: int = 0
+    n_zero_mean: int = 0
+    n_demeaned: int = 0
 
 
 class _OnOff:
@@ -92,67 +101,107 @@ def _scan(problem: Problem, lo: int, hi: int) -> _Scan:
     return _Scan(finite, varies, mean, np.stack(totals, axis=1) / lengths, series)
 
 
-def _empty_library(problem: Problem) -> Library:
-    n, n_runs, n_hrfs = problem.series.n_voxels, problem.plan.n_runs, problem.n_hrfs
-    n_trials, keep = problem.plan.n_trials, problem.options.keep
-    return Library(
-        valid=np.zeros(n, bool),
-        mean_vol=problem.empty(),
-        n_nonfinite=0,
-        n_constant=0,
-        n_zero_mean=0,
-        n_demeaned=0,
-        onoff_betas=problem.empty(1),
-        onoff_r2=np.full(n, np.nan),
-        assumed_betas=problem.empty(n_trials) if "A" in keep else None,
-        betas=problem.empty(n_trials) if "B" in keep else None,
-        fit_hrf_r2=problem.empty(n_hrfs),
-        fit_hrf_r2_run=problem.empty(n_runs, n_hrfs),
-        hrf_index=np.full(n, -1, np.int32),
-        hrf_index_run=np.full((n, n_runs), -1, np.int32),
-        r2=problem.empty(),
-        r2_run=problem.empty(n_runs),
-    )
+class _FirstPass:
+    """What is done to one block, and where it goes."""
 
+    def __init__(self, problem: Problem, extra: list[np.ndarray]) -> None:
+        self.problem = problem
+        self.factors = problem.factors(extra, range(problem.n_hrfs))
+        self.onoff = _OnOff(problem, extra)
+        self.assumed = [
+            fit.to_run(fac.least_squares(problem.assumed[r], problem.poly[r], extra[r]), problem.device)
+            for r in problem.runs
+        ]
+        self.separate = _separate(problem, extra) if problem.options.wantlss else None
+        self.out = self._empty()
 
-def library_pass(problem: Problem, extra: list[np.ndarray]) -> Library:
-    """First pass: types A and B.  Betas come in the data's unit."""
-    options, out = problem.options, _empty_library(problem)
-    factors = problem.factors(extra, range(problem.n_hrfs))
-    onoff = _OnOff(problem, extra)
-    assumed = [
-        fit.to_run(fac.least_squares(problem.assumed[r], problem.poly[r], extra[r]), problem.device)
-        for r in problem.runs
-    ]
-    separate = _separate(problem, extra) if options.wantlss else None
-    for lo, hi in problem.walk("HRFs"):
+    def _empty(self) -> Library:
+        problem = self.problem
+        n, n_runs, n_hrfs = problem.series.n_voxels, problem.plan.n_runs, problem.n_hrfs
+        if self.separate is None:
+            variance = [[self.factors[r, h].variance for r in problem.runs] for h in range(n_hrfs)]
+        else:
+            variance = [
+                [self.separate[r, h].square().sum(dim=0).cpu().numpy() for r in problem.runs]
+                for h in range(n_hrfs)
+            ]
+        return Library(
+            valid=np.zeros(n, bool),
+            mean_vol=problem.empty(),
+            onoff_betas=problem.empty(1),
+            onoff_r2=np.full(n, np.nan),
+            assumed_betas=problem.betas_array("A"),
+            betas=problem.betas_array("B"),
+            fit_hrf_r2=problem.empty(n_hrfs),
+            fit_hrf_r2_run=problem.empty(n_runs, n_hrfs),
+            hrf_index=np.full(n, -1, np.int32),
+            hrf_index_run=np.full((n, n_runs), -1, np.int32),
+            r2=problem.empty(),
+            r2_run=problem.empty(n_runs),
+            noise_assumed=problem.empty(),
+            noise=problem.empty(),
+            variance_assumed=np.concatenate([run.variance for run in self.assumed]),
+            variance=np.stack([np.concatenate(v) for v in variance]),
+        )
+
+    def block(self, lo: int, hi: int) -> tuple[int, int, int, int]:
+        """Fit the voxels lo to hi; returns the numbers of odd ones, in the order of `Library`."""
+        problem, out, options = self.problem, self.out, self.problem.options
         scan = _scan(problem, lo, hi)
         nonzero = (scan.mean != 0) | (not options.wantpercentbold)
         good = scan.finite if options.reference else scan.finite & scan.varies & nonzero
-        out.n_nonfinite += int((~scan.finite).sum())
-        out.n_constant += int((scan.finite & ~scan.varies).sum())
-        out.n_zero_mean += int((scan.finite & scan.varies & ~nonzero).sum())
+        odd = [(~scan.finite).sum(), (scan.finite & ~scan.varies).sum()]
+        odd.append((scan.finite & scan.varies & ~nonzero).sum())
         out.mean_vol[lo:hi] = np.where(scan.finite, scan.mean, np.nan)
         out.valid[lo:hi] = good
         rows = np.flatnonzero(good)
-        if not rows.size:
-            continue
         ys = [fit.detrend(scan.series.pop(0)[rows], problem.poly_t[r]) for r in problem.runs]
-        at = lo + rows
+        at, gain = lo + rows, problem.gain(out.mean_vol[lo:hi], late=False)
         energies = [fit.energy(y) for y in ys]
         spread = (sum(energies) / sum(problem.plan.n_volumes)).sqrt().cpu().numpy()
-        out.n_demeaned += int((np.abs(scan.mean[rows]) < spread).sum())
-        beta, r2 = onoff.fit(ys, energies)
-        out.onoff_betas[at, 0], out.onoff_r2[at] = beta.cpu().numpy(), r2.cpu().numpy()
+        odd.append((np.abs(scan.mean[rows]) < spread).sum())
+        beta, r2 = self.onoff.fit(ys, energies)
+        with np.errstate(invalid="ignore", over="ignore"):
+            out.onoff_betas[at, 0] = beta.to(torch.float32).cpu().numpy() * gain[rows]
+        out.onoff_r2[at] = r2.cpu().numpy()
+        betas, out.noise_assumed[at] = _all_runs(problem, ys, energies, self.assumed)
         if out.assumed_betas is not None:
-            out.assumed_betas[at] = _all_runs(problem, ys, assumed).cpu().numpy()
-        best = _best_hrf(problem, out, at, ys, energies, factors)
+            problem.put_betas(out.assumed_betas, lo, hi, rows, betas.cpu().numpy(), gain)
+        best = _best_hrf(problem, out, at, ys, energies, self.factors)
+        betas = self._betas(at, ys, energies, best)
         if out.betas is not None:
-            _betas(problem, out, at, ys, best, factors, separate)
-            if separate is not None and options.reference and options.wantpercentbold:
+            if self.separate is not None and options.reference and options.wantpercentbold:
                 # The reference takes percent of each run's own mean here.
-                out.betas[at] *= (scan.mean[:, None] / scan.run_mean)[rows][:, problem.plan.trial_run]
-    return out
+                betas *= (scan.mean[:, None] / scan.run_mean)[rows][:, problem.plan.trial_run]
+            problem.put_betas(out.betas, lo, hi, rows, betas, gain)
+        return tuple(int(n) for n in odd)
+
+    def _betas(self, at: np.ndarray, ys, energies, best: torch.Tensor) -> np.ndarray:
+        """Type B betas of voxels ``at`` in the data's unit, (V, n_trials)."""
+        problem = self.problem
+        out = np.empty((len(at), problem.plan.n_trials), np.float32)
+        for h in torch.unique(best).tolist():
+            rows = torch.nonzero(best == h)[:, 0]
+            group, total = [y[rows] for y in ys], [e[rows] for e in energies]
+            here = rows.cpu().numpy()
+            betas, self.out.noise[at[here]] = _all_runs(
+                problem, group, total, [self.factors[r, h] for r in problem.runs]
+            )
+            if self.separate is not None:
+                betas = torch.cat([y @ self.separate[r, h] for r, y in enumerate(group)], dim=1)
+            out[here] = betas.cpu().numpy()
+        return out
+
+
+def library_pass(problem: Problem, extra: list[np.ndarray]) -> Library:
+    """First pass: types A and B."""
+    step = _FirstPass(problem, extra)
+    for odd in problem.each("HRFs", step.block):
+        step.out.n_nonfinite += odd[0]
+        step.out.n_constant += odd[1]
+        step.out.n_zero_mean += odd[2]
+        step.out.n_demeaned += odd[3]
+    return step.out
 
 
 def _separate(problem: Problem, extra: list[np.ndarray]) -> dict[tuple[int, int], torch.Tensor]:
@@ -167,12 +216,13 @@ def _separate(problem: Problem, extra: list[np.ndarray]) -> dict[tuple[int, int]
     }
 
 
-def _all_runs(problem: Problem, ys: list[torch.Tensor], runs: list[fit.Run]) -> torch.Tensor:
-    """Least-squares betas of all runs: (V, n_trials)."""
+def _all_runs(problem: Problem, ys, energies, runs: list[fit.Run]) -> tuple[torch.Tensor, np.ndarray]:
+    """Least-squares betas of all runs, (V, n_trials), and the residual standard deviation, (V,) float32."""
     out = torch.empty((len(ys[0]), problem.plan.n_trials), device=problem.device)
+    left = sum(energies)
     for y, run, trials in zip(ys, runs, problem.plan.slices(), strict=True):
-        fit.least_squares(y, run, out[:, trials])
-    return out
+        left = left - fit.least_squares(y, run, out[:, trials])
+    return out, problem.noise_sd(left, sum(run.rank for run in runs))
 
 
 def _best_hrf(problem: Problem, out: Library, at, ys, energies, factors) -> torch.Tensor:
@@ -196,15 +246,3 @@ def _best_hrf(problem: Problem, out: Library, at, ys, energies, factors) -> torc
     chosen = best[:, None, None].expand(-1, n_runs, 1)
     out.r2_run[at] = r2_run.gather(2, chosen)[:, :, 0].cpu().numpy()
     return best
-
-
-def _betas(problem: Problem, out: Library, at, ys, best: torch.Tensor, factors, separate) -> None:
-    """Type B betas of voxels ``at`` into ``out``."""
-    for h in torch.unique(best).tolist():
-        rows = torch.nonzero(best == h)[:, 0]
-        group = [y[rows] for y in ys]
-        if separate is None:
-            betas = _all_runs(problem, group, [factors[r, h] for r in problem.runs])
-        else:
-            betas = torch.cat([y @ separate[r, h] for r, y in enumerate(group)], dim=1)
-        out.betas[at[rows.cpu().numpy()]] = betas.cpu().numpy()

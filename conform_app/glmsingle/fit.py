@@ -26,6 +26,8 @@ class Run(NamedTuple):
     forth: torch.Tensor  # (N, r): transposed
     ladder: torch.Tensor  # (k, N): A transposed
     loss: torch.Tensor  # (k, r): (S V' A) transposed
+    rank: int  # dimensions of trials and nuisance together
+    variance: np.ndarray  # (N,) of each beta, for noise of variance 1
 
 
 class RidgeRun(NamedTuple):
@@ -38,7 +40,15 @@ class RidgeRun(NamedTuple):
 def to_run(f: fac.LeastSquares, device) -> Run:
     """Move factors to the device as float32."""
     put = lambda a: torch.as_tensor(np.ascontiguousarray(a, dtype=np.float32), device=device)  # noqa: E731
-    return Run(put(np.hstack([f.U, f.E])), put(f.back.T), put(f.forth.T), put(f.A.T), put((f.forth @ f.A).T))
+    return Run(
+        basis=put(np.hstack([f.U, f.E])),
+        back=put(f.back.T),
+        forth=put(f.forth.T),
+        ladder=put(f.A.T),
+        loss=put((f.forth @ f.A).T),
+        rank=f.U.shape[1] + int(f.E.any(axis=0).sum()),
+        variance=np.square(f.back).sum(axis=1) + np.square(f.A).sum(axis=1),
+    )
 
 
 def to_ridge(f: fac.Ridge, device) -> RidgeRun:
@@ -67,13 +77,14 @@ def explained(y: torch.Tensor, run: Run) -> torch.Tensor:
     return out - energy(p[:, r:] @ run.loss) if run.loss.shape[0] else out
 
 
-def least_squares(y: torch.Tensor, run: Run, out: torch.Tensor) -> None:
-    """Betas with all nuisance columns in, into ``out`` (V, N)."""
+def least_squares(y: torch.Tensor, run: Run, out: torch.Tensor) -> torch.Tensor:
+    """Betas with all nuisance columns in, into ``out`` (V, N); returns |y|^2 of trials and nuisance, (V,)."""
     p = y @ run.basis
     r = run.back.shape[0]
     out.copy_(p[:, :r] @ run.back)
     if run.ladder.shape[0]:
         out.addmm_(p[:, r:], run.ladder, alpha=-1)
+    return energy(p)
 
 
 def ladder_start(y: torch.Tensor, run: Run, n_always: int, out: torch.Tensor) -> torch.Tensor:

@@ -136,6 +136,45 @@ class SampledResponses:
         return self.samples
 
 
+class Between:
+    """A library with further HRFs between neighbours, for HRFs that form a smooth series.
+
+    A cubic spline runs over the number of the HRF at every lag; the column ``i * (between + 1)`` is the
+    library's HRF i.
+
+    Parameters
+    ----------
+    library : Responses
+    between : int
+        HRFs added between each two neighbours.
+    """
+
+    def __init__(self, library: Responses, between: int) -> None:
+        from scipy.interpolate import CubicSpline
+
+        self.library, n = library, library.n_hrfs
+        if n == 1:
+            self._mix = np.ones((1, 1))
+        else:
+            places = np.linspace(0, n - 1, (n - 1) * (between + 1) + 1)
+            self._mix = CubicSpline(np.arange(n), np.eye(n))(places).T  # (n, n_hrfs)
+            self._mix[:, :: between + 1] = np.eye(n)
+        self.n_hrfs = self._mix.shape[1]
+        self._peaks: dict[float, np.ndarray] = {}
+
+    def sample(self, lags: np.ndarray, duration: float) -> np.ndarray:
+        """See `Responses`."""
+        if duration not in self._peaks:
+            peak = (self.library.on_grid(duration) @ self._mix).max(axis=0)
+            self._peaks[duration] = peak
+        return (self.library.sample(lags, duration) @ self._mix / self._peaks[duration]).astype(np.float32)
+
+    def on_grid(self, duration: float) -> np.ndarray:
+        """See `Responses`."""
+        mixed = self.library.on_grid(duration) @ self._mix
+        return (mixed / mixed.max(axis=0)).astype(np.float32)
+
+
 def _within(curve, lags: np.ndarray, last: float, end: float) -> np.ndarray:
     """The curve where 0 <= lag < end and not past its last sample; zero elsewhere."""
     values = np.zeros((len(lags), curve.c.shape[-1]))

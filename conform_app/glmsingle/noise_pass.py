@@ -15,13 +15,19 @@ from conform_app.glmsingle.xval import Badness
 def pool_pass(problem: Problem, pool: np.ndarray) -> list[np.ndarray]:
     """Second pass: Gram matrices (n_volumes, n_volumes) float64 of the pool's unit-length series, per run."""
     grams = [torch.zeros((n, n), dtype=torch.float64, device=problem.device) for n in problem.plan.n_volumes]
-    for lo, hi in problem.walk("noise pool"):
-        rows = np.flatnonzero(pool[lo:hi])
+
+    def part(lo: int, hi: int) -> list[torch.Tensor]:
+        rows, out = np.flatnonzero(pool[lo:hi]), []
         for r in problem.runs if rows.size else ():
             y = problem.series_of(r, lo, hi, rows).to(torch.float64)
             length = torch.linalg.vector_norm(y, dim=1, keepdim=True)
             y = y / torch.where(length > 0, length, 1.0)
-            grams[r].addmm_(y.T, y)
+            out.append(y.T @ y)
+        return out
+
+    for found in problem.each("noise pool", part):
+        for gram, one in zip(grams, found, strict=False):
+            gram += one
     return [g.cpu().numpy() for g in grams]
 
 
@@ -43,10 +49,11 @@ def number_pass(problem: Problem, index: np.ndarray, pcs: list[np.ndarray], badn
     factors = problem.factors(z, np.unique(index[index >= 0]))
     slices = problem.plan.slices()
     out = problem.empty(n_pcs + 1)
-    for lo, hi in problem.walk("noise regressors"):
+
+    def block(lo: int, hi: int) -> None:
         order, groups = by_hrf(index[lo:hi])
         if not order.size:
-            continue
+            return
         betas = torch.empty((order.size, problem.plan.n_trials), device=problem.device)
         along = []
         for r in problem.runs:
@@ -65,4 +72,7 @@ def number_pass(problem: Problem, index: np.ndarray, pcs: list[np.ndarray], badn
                     b[:, slices[r]].addmm_(along[r][rows, used], factors[r, h].ladder[used], alpha=-1)
                 bad[rows, k] = badness(b, standard)
         out[lo + order] = bad.cpu().numpy()
+
+    for _ in problem.each("noise regressors", block):
+        pass
     return out

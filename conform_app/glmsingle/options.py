@@ -53,6 +53,9 @@ class GLMsingleOptions:
         Assumed HRF sampled every TR from trial onset; default the canonical one.
     hrflibrary : (n_samples, n_hrfs) array, optional
         HRF library sampled every TR from trial onset; default the 20 HRFs of Allen et al. 2022.
+    hrfbetween : int
+        HRFs added between each two neighbours of the library by smooth interpolation; ``hrf_index`` then
+        counts in the finer library.  For libraries whose columns form a smooth series.
     n_pcs : int
         Largest number of noise regressors tried.
     brainthresh : (float, float)
@@ -71,8 +74,9 @@ class GLMsingleOptions:
         Fractions in (0, 1]; a single one is used as it is, no cross-validation.
     wantautoscale : bool
         Scale and shift the ridge betas of each voxel to match its unregularised ones.
-    xvalscheme : sequence of int or of sequences of int, optional
-        Folds: the (0-based) runs held out together; default one run at a time.
+    xvalscheme : "run", "session", or sequence of int or of sequences of int, optional
+        What is held out together: one run at a time (default), one session at a time, or the (0-based) runs
+        of each row of a table.
     keep : str
         Letters of the types whose betas the result holds; the others' ``betas`` are None (to save memory).
     chunklen : int, optional
@@ -89,6 +93,7 @@ class GLMsingleOptions:
     wantpercentbold: bool = True
     hrftoassume: Any = None
     hrflibrary: Any = None
+    hrfbetween: int = 0
     n_pcs: int = 10
     brainthresh: tuple[float, float] = (99.0, 0.1)
     brainR2: float | None = None
@@ -98,7 +103,7 @@ class GLMsingleOptions:
     pcstop: float = 1.05
     fracs: Sequence[float] = field(default=DEFAULT_FRACS)
     wantautoscale: bool = True
-    xvalscheme: Sequence[Any] | None = None
+    xvalscheme: str | Sequence[Any] | None = None
     keep: str = "ABCD"
     chunklen: int | None = None
     reference: bool = False
@@ -115,6 +120,13 @@ class GLMsingleOptions:
         if self.n_pcs < 0 or int(self.n_pcs) != self.n_pcs:
             raise UsageError(f"n_pcs is {self.n_pcs}.", "Give a whole number, 0 or more.")
         put("n_pcs", int(self.n_pcs))
+        if not 0 <= self.hrfbetween <= 20 or int(self.hrfbetween) != self.hrfbetween:
+            raise UsageError(f"hrfbetween is {self.hrfbetween}.", "Give a whole number from 0 to 20.")
+        put("hrfbetween", int(self.hrfbetween))
+        if isinstance(self.xvalscheme, str) and self.xvalscheme not in ("run", "session"):
+            raise UsageError(
+                f"xvalscheme is {self.xvalscheme!r}.", "Give 'run', 'session', or the runs of each fold."
+            )
         put("brainthresh", tuple(float(x) for x in np.ravel(self.brainthresh)))
         if len(self.brainthresh) != 2 or not 0 <= self.brainthresh[0] <= 100:
             raise UsageError(f"brainthresh is {self.brainthresh}.", "Give (percentile, factor).")
@@ -149,10 +161,18 @@ class GLMsingleOptions:
             )
         return tuple(int(d) for d in degrees)
 
-    def folds(self, n_runs: int) -> tuple[tuple[int, ...], ...]:
-        """Runs (0-based) held out together, fold by fold."""
-        if self.xvalscheme is None:
+    def folds(self, n_runs: int, session: np.ndarray | None = None) -> tuple[tuple[int, ...], ...]:
+        """Runs (0-based) held out together, fold by fold; ``session`` (n_runs,) says whose they are."""
+        if self.xvalscheme is None or (isinstance(self.xvalscheme, str) and self.xvalscheme == "run"):
             return tuple((r,) for r in range(n_runs))
+        if isinstance(self.xvalscheme, str):
+            labels = np.zeros(n_runs, int) if session is None else np.asarray(session)
+            if np.unique(labels).size < 2:
+                raise UsageError(
+                    "Cross-validation by session needs two sessions, there is one.",
+                    "Name the runs' sessions, or set xvalscheme to 'run'.",
+                )
+            return tuple(tuple(np.flatnonzero(labels == s).tolist()) for s in np.unique(labels))
         folds = tuple(tuple(int(r) for r in np.ravel(np.asarray(f))) for f in self.xvalscheme)
         bad = sorted({r for f in folds for r in f if not 0 <= r < n_runs})
         if bad or not folds:

@@ -4,12 +4,20 @@
 A fit passes over the data four times, block by block: HRFs (`first_pass`), noise pool and number of noise
 regressors (`noise_pass`), ridge (`ridge_pass`).  In the last two, the voxels of a block are ordered by
 their HRF, so that each HRF's voxels are a slice.
+
+Threads: each of ``workers`` threads takes a block of its own, and torch and BLAS use one thread inside it.
+Pools of two libraries that wake and wait for each other a thousand times per second (torch's and NumPy's)
+can be ten times slower with two threads than with one; whole blocks share nothing, and the numbers do not
+depend on the number of threads beyond the rounding of other block sizes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import product
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,6 +47,10 @@ class Problem:
     extra : list of (n_volumes, k) float64
         Orthonormal, off ``poly``; the user's regressors.
     usable : (n_trials,) bool
+    store : callable or None
+        ``store(letter, shape)`` gives the array-like that takes the betas of a type, block by block.
+    workers : int
+        Blocks worked on at the same time.
     """
 
     series: Series
@@ -53,6 +65,8 @@ class Problem:
     extra: list[np.ndarray]
     usable: np.ndarray
     progress: Callable[[str, int, int], None] | None = None
+    store: Callable[[str, tuple[int, int]], Any] | None = None
+    workers: int = 1
     poly_t: list[torch.Tensor] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -68,16 +82,54 @@ class Problem:
         """Indices of the runs."""
         return range(self.plan.n_runs)
 
-    def walk(self, stage: str) -> Iterator[tuple[int, int]]:
-        """Blocks of voxels, reporting progress."""
-        for lo, hi in blocks(self.series.n_voxels, self.block):
-            yield lo, hi
+    def each(self, stage: str, work: Callable[[int, int], Any]) -> Iterator[Any]:
+        """Do ``work(lo, hi)`` for every block of voxels; its results in order, reporting progress."""
+        spans = list(blocks(self.series.n_voxels, self.block))
+        for (_, hi), found in zip(spans, self.parallel(lambda span: work(*span), spans), strict=True):
+            yield found
             if self.progress is not None:
                 self.progress(stage, hi, self.series.n_voxels)
+
+    def parallel(self, work: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
+        """``work(item)`` of each item, in order, some at the same time."""
+        if self.workers == 1:
+            yield from map(work, items)
+            return
+        with ThreadPoolExecutor(self.workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            yield from pool.map(work, items)
 
     def empty(self, *shape: int, fill: float = np.nan) -> np.ndarray:
         """A float32 result array with one row per voxel."""
         return np.full((self.series.n_voxels, *shape), fill, np.float32)
+
+    def betas_array(self, letter: str) -> Any:
+        """Where the betas of a type go: in memory or in the store, None if they are not kept."""
+        if letter not in self.options.keep:
+            return None
+        shape = (self.series.n_voxels, self.plan.n_trials)
+        return self.empty(shape[1]) if self.store is None else self.store(letter, shape)
+
+    def gain(self, mean_vol: np.ndarray, *, late: bool) -> np.ndarray:
+        """Factor from the data's unit to that of the betas, per voxel, float32; ``late``: types C and D."""
+        if not (self.options.wantpercentbold or (late and self.options.reference)):
+            return np.ones(mean_vol.shape, np.float32)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return np.float32(100) / np.abs(mean_vol)
+
+    def noise_sd(self, left: torch.Tensor, rank: int) -> np.ndarray:
+        """Residual standard deviation (V,) float32 from residual sums of squares and the model's rank."""
+        free = sum(self.plan.n_volumes) - sum(p.shape[1] for p in self.poly) - rank
+        if free <= 0:
+            return np.full(len(left), np.nan, np.float32)
+        return (left.clamp(min=0) / free).sqrt().to(torch.float32).cpu().numpy()
+
+    def put_betas(self, target, lo: int, hi: int, rows: np.ndarray, betas: np.ndarray, gain) -> None:
+        """Write a block: betas (len(rows), n_trials) of ``rows`` in the data's unit, NaN elsewhere."""
+        block = np.full((hi - lo, betas.shape[1]), np.nan, np.float32)
+        with np.errstate(invalid="ignore", over="ignore"):
+            block[rows] = betas * gain[rows, None]
+        block[:, ~self.usable] = np.nan
+        target[lo:hi] = block
 
     def series_of(self, run: int, lo: int, hi: int, rows: np.ndarray) -> torch.Tensor:
         """Detrended series of some voxels of a block, (len(rows), n_volumes)."""
@@ -85,13 +137,14 @@ class Problem:
 
     def factors(self, extra: list[np.ndarray], hrfs) -> dict[tuple[int, int], fit.Run]:
         """Least-squares factors of each (run, HRF)."""
-        return {
-            (r, h): fit.to_run(
-                fac.least_squares(self.library[r][:, :, h], self.poly[r], extra[r]), self.device
-            )
-            for r in self.runs
-            for h in hrfs
-        }
+
+        def make(key: tuple[int, int]) -> fit.Run:
+            r, h = key
+            one = fac.least_squares(self.library[r][:, :, h], self.poly[r], extra[r])
+            return fit.to_run(one, self.device)
+
+        keys = list(product(self.runs, (int(h) for h in hrfs)))
+        return dict(zip(keys, self.parallel(make, keys), strict=True))
 
 
 def by_hrf(index: np.ndarray) -> tuple[np.ndarray, list[tuple[int, slice]]]:

@@ -2,16 +2,21 @@
 """What a GLMsingle fit returns: one frozen record per type, A to D, and one for the whole.
 
 Arrays have voxels first; the order of trials is run by run, and time order within a run.  Rows of voxels
-that are not `GLMsingleResult.valid` hold NaN (floating point), -1 (indices) or False (masks).
+that are not `GLMsingleResult.valid` hold NaN (floating point), -1 (indices) or False (masks).  ``betas`` is
+an array, or what ``store`` gave for it, or None for a type that is not kept.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
+from conform_app.errors import UsageError
+from conform_app.glmsingle.conditions import ConditionMeans, condition_means
 from conform_app.glmsingle.options import GLMsingleOptions
+from conform_app.glmsingle.uncertainty import StandardErrors
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,11 +31,14 @@ class TypeA:
         Response common to all trials.
     r2 : (n_voxels,) float32
         Variance explained by the on/off model, percent.
+    standard_error : StandardErrors
+        Of the betas; slice it: ``standard_error[0:100]`` is (100, n_trials).
     """
 
-    betas: np.ndarray | None
+    betas: Any
     onoff_betas: np.ndarray
     r2: np.ndarray
+    standard_error: StandardErrors
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,15 +57,18 @@ class TypeB:
         Column of the library, 0-based.
     hrf_index_run : (n_voxels, n_runs) int32
         The choice each run alone would make.
+    standard_error : StandardErrors
+        As in `TypeA`.
     """
 
-    betas: np.ndarray | None
+    betas: Any
     r2: np.ndarray
     r2_run: np.ndarray
     fit_hrf_r2: np.ndarray
     fit_hrf_r2_run: np.ndarray
     hrf_index: np.ndarray
     hrf_index_run: np.ndarray
+    standard_error: StandardErrors
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,16 +104,17 @@ class TypeC:
 
     Attributes
     ----------
-    betas, r2, r2_run, hrf_index
+    betas, r2, r2_run, hrf_index, standard_error
         As in `TypeB`.
     noise_pool, pc_regressors, pcnum, glm_badness, pc_voxels, xval_trend
         As in `Denoising`.
     """
 
-    betas: np.ndarray | None
+    betas: Any
     r2: np.ndarray
     r2_run: np.ndarray
     hrf_index: np.ndarray
+    standard_error: StandardErrors
     noise_pool: np.ndarray
     pc_regressors: list[np.ndarray]
     pcnum: int
@@ -119,6 +131,8 @@ class TypeD:
     ----------
     betas, hrf_index
         As in `TypeB`.
+    standard_error : StandardErrors
+        Posterior standard deviations under the prior that ridge stands for, scaled like the betas.
     r2, r2_run
         Of the ridge betas before scaling.
     frac_value : (n_voxels,) float32
@@ -131,10 +145,11 @@ class TypeD:
         As in `Denoising`; None, [] and 0 when type C was not asked for.
     """
 
-    betas: np.ndarray | None
+    betas: Any
     r2: np.ndarray
     r2_run: np.ndarray
     hrf_index: np.ndarray
+    standard_error: StandardErrors
     frac_value: np.ndarray
     rr_badness: np.ndarray | None
     scale_offset: np.ndarray | None
@@ -166,6 +181,8 @@ class GLMsingleResult:
         The library, peak 1, for the (median) trial duration.
     hrf_times : (n_samples,) float64
         Seconds from trial onset.
+    designs : list of (n_volumes, n_trials of the run) float32
+        Regressors of the assumed HRF, one column per trial of the run, before drifts are removed.
     fracs : tuple of float
         Fractions that `TypeD.rr_badness` refers to.
     poly_degrees : tuple of int
@@ -188,8 +205,36 @@ class GLMsingleResult:
     r2_threshold: float
     hrfs: np.ndarray
     hrf_times: np.ndarray
+    designs: list[np.ndarray]
     fracs: tuple[float, ...]
     poly_degrees: tuple[int, ...]
     options: GLMsingleOptions
     account: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+
+    def conditions(self, letter: str | None = None) -> ConditionMeans:
+        """Means over each condition's trials, with standard errors and t, of one type.
+
+        Parameters
+        ----------
+        letter : {"a", "b", "c", "d"}, optional
+            Default the last type whose betas were kept.
+
+        Returns
+        -------
+        ConditionMeans
+
+        Raises
+        ------
+        UsageError
+            The fit has no betas of this type.
+        """
+        types = {name: getattr(self, f"type_{name}") for name in "abcd"}
+        kept = [name for name, one in types.items() if one is not None and one.betas is not None]
+        letter = (kept[-1] if kept else "d") if letter is None else letter.lower()
+        if letter not in kept:
+            have = ", ".join(kept).upper() or "none"
+            raise UsageError(
+                f"The fit has no betas of type {letter.upper()} (it has {have}).", "Ask for a type it has."
+            )
+        return condition_means(types[letter].betas, self.trial_condition)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,22 +17,30 @@ import torch
 from conform_app.glmsingle import factor as fac
 from conform_app.glmsingle import fit, ridge
 from conform_app.glmsingle.problem import Problem, by_hrf
+from conform_app.glmsingle.uncertainty import Spread
 from conform_app.glmsingle.xval import Badness
 
 
 @dataclass(eq=False)
 class Regularised:
-    """Results of the last pass (names as in `TypeC`, `TypeD`); betas in the data's unit."""
+    """Results of the last pass (names as in `TypeC`, `TypeD`).
 
-    betas_c: np.ndarray | None
+    ``noise`` is the residual standard deviation in the data's unit, ``penalty`` that of the chosen fraction,
+    ``spreads`` what the standard errors of each HRF's voxels share.
+    """
+
+    betas_c: Any
     r2_c: np.ndarray
     r2_run_c: np.ndarray
-    betas_d: np.ndarray | None
+    betas_d: Any
     r2_d: np.ndarray
     r2_run_d: np.ndarray
     frac_value: np.ndarray
     rr_badness: np.ndarray | None
     scale_offset: np.ndarray | None
+    noise: np.ndarray
+    penalty: np.ndarray
+    spreads: dict[int, Spread]
 
 
 class _RidgeBank:
@@ -39,15 +48,22 @@ class _RidgeBank:
 
     def __init__(self, problem: Problem, z: list[np.ndarray], hrfs) -> None:
         self.trials = problem.plan.slices()
-        self.by_hrf = {}
-        for h in hrfs:
-            parts = [fac.ridge(problem.library[r][:, :, h], problem.poly[r], z[r]) for r in problem.runs]
+        self.by_hrf, self.spreads = {}, {}
+        put = lambda a: torch.as_tensor(a, dtype=torch.float64, device=problem.device)  # noqa: E731
+
+        def factor(h: int) -> list[fac.Ridge]:
+            return [fac.ridge(problem.library[r][:, :, h], problem.poly[r], z[r]) for r in problem.runs]
+
+        hrfs = [int(h) for h in hrfs]
+        for h, parts in zip(hrfs, problem.parallel(factor, hrfs), strict=True):
             s = np.concatenate([p.s for p in parts])
             ends = np.cumsum([0] + [p.s.size for p in parts]).tolist()
             columns = tuple(slice(a, b) for a, b in pairwise(ends))
-            put = lambda a: torch.as_tensor(a, dtype=torch.float64, device=problem.device)  # noqa: E731
             runs = tuple(fit.to_ridge(p, problem.device) for p in parts)
             self.by_hrf[h] = (put(s), put(ridge.alpha_grid(s)), runs, columns)
+            self.spreads[h] = Spread(
+                tuple(np.square(p.V).astype(np.float32) for p in parts), tuple(p.s**2 for p in parts)
+            )
 
     def rotated(self, h: int, c: torch.Tensor) -> fit.Rotated:
         s, grid, runs, columns = self.by_hrf[h]
@@ -57,40 +73,47 @@ class _RidgeBank:
 def ridge_pass(
     problem: Problem,
     index: np.ndarray,
+    mean_vol: np.ndarray,
     z: list[np.ndarray],
     badness: Badness,
     fracs: tuple[float, ...] | None,
 ) -> Regularised:
     """Last pass: betas with nuisance ``z`` (C) and, if ``fracs`` is given, fractional ridge (D)."""
-    options, n_runs, n_trials = problem.options, problem.plan.n_runs, problem.plan.n_trials
-    want_c, want_d = options.wantglmdenoise and "C" in options.keep, fracs is not None and "D" in options.keep
+    options, n_runs = problem.options, problem.plan.n_runs
     several = fracs is not None and len(fracs) > 1
     scale = options.wantautoscale and fracs is not None and tuple(fracs) != (1.0,)
+    hrfs = np.unique(index[index >= 0])
+    bank = _RidgeBank(problem, z, hrfs)
     out = Regularised(
-        betas_c=problem.empty(n_trials) if want_c else None,
+        betas_c=problem.betas_array("C") if options.wantglmdenoise else None,
         r2_c=problem.empty(),
         r2_run_c=problem.empty(n_runs),
-        betas_d=problem.empty(n_trials) if want_d else None,
+        betas_d=problem.betas_array("D") if fracs is not None else None,
         r2_d=problem.empty(),
         r2_run_d=problem.empty(n_runs),
         frac_value=problem.empty(),
         rr_badness=problem.empty(len(fracs)) if several else None,
         scale_offset=problem.empty(2) if scale else None,
+        noise=problem.empty(),
+        penalty=problem.empty(),
+        spreads=bank.spreads,
     )
-    hrfs = np.unique(index[index >= 0])
+    put = lambda a: torch.as_tensor(a, dtype=torch.float32, device=problem.device)  # noqa: E731
     step = _Step(
         problem=problem,
         out=out,
-        bank=_RidgeBank(problem, z, hrfs),
+        index=index,
+        mean_vol=mean_vol,
+        bank=bank,
         plain=problem.factors([np.zeros((n, 0)) for n in problem.plan.n_volumes], hrfs),
+        nuisance=[put(one) for one in z],
+        n_nuisance=sum(int(one.any(axis=0).sum()) for one in z),
         badness=badness,
         fracs=fracs,
         usable=torch.as_tensor(np.flatnonzero(problem.usable), device=problem.device),
     )
-    for lo, hi in problem.walk("ridge" if fracs is not None else "denoising"):
-        order, groups = by_hrf(index[lo:hi])
-        if order.size:
-            step.block(lo, hi, order, groups)
+    for _ in problem.each("ridge" if fracs is not None else "denoising", step.block):
+        pass
     return out
 
 
@@ -100,25 +123,33 @@ class _Step:
 
     problem: Problem
     out: Regularised
+    index: np.ndarray
+    mean_vol: np.ndarray
     bank: _RidgeBank
     plain: dict[tuple[int, int], fit.Run]  # designs without nuisance, for R2
+    nuisance: list[torch.Tensor]
+    n_nuisance: int
     badness: Badness
     fracs: tuple[float, ...] | None
     usable: torch.Tensor
 
-    def block(self, lo: int, hi: int, order: np.ndarray, groups: list[tuple[int, slice]]) -> None:
-        """Betas, R2 and choices of the voxels ``lo + order``, whose HRFs are given by ``groups``."""
-        out, at = self.out, lo + order
-        c, fits, energies = self._project(lo, hi, order, groups)
+    def block(self, lo: int, hi: int) -> None:
+        """Betas, R2 and choices of the voxels lo to hi."""
+        problem, out = self.problem, self.out
+        order, groups = by_hrf(self.index[lo:hi])
+        at, gain = lo + order, problem.gain(self.mean_vol[lo:hi], late=True)
+        c, fits, energies, left = self._project(lo, hi, order, groups)
         full, chosen = torch.empty_like(c), torch.empty_like(c) if self.fracs else None
         left_c, left_d = torch.empty_like(energies), torch.empty_like(energies)
         for h, rows in groups:
             rotated = self.bank.rotated(h, c[rows])
+            out.noise[at[rows]] = problem.noise_sd(left[rows], rotated.s.numel() + self.n_nuisance)
             b0 = fit.betas_at(rotated, None, full[rows])
             left_c[rows] = self._left(h, b0, fits[rows], energies[rows])
             if self.fracs is None:
                 continue
             alpha = self._best_alpha(rotated, b0, at[rows])
+            out.penalty[at[rows]] = alpha.cpu().numpy()
             betas = fit.betas_at(rotated, alpha, chosen[rows])
             left_d[rows] = self._left(h, betas, fits[rows], energies[rows])
             if out.scale_offset is not None:
@@ -127,27 +158,30 @@ class _Step:
                 betas.mul_(line[:, :1]).add_(line[:, 1:])
         out.r2_c[at], out.r2_run_c[at] = _r2s(left_c, energies)
         if out.betas_c is not None:
-            out.betas_c[at] = full.cpu().numpy()
+            problem.put_betas(out.betas_c, lo, hi, order, full.cpu().numpy(), gain)
         if self.fracs is not None:
             out.r2_d[at], out.r2_run_d[at] = _r2s(left_d, energies)
             if out.betas_d is not None:
-                out.betas_d[at] = chosen.cpu().numpy()
+                problem.put_betas(out.betas_d, lo, hi, order, chosen.cpu().numpy(), gain)
 
-    def _project(self, lo, hi, order, groups) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Rotated coefficients (V, N), U'y of the plain designs (V, N), energies (V, n_runs)."""
+    def _project(self, lo, hi, order, groups) -> tuple[torch.Tensor, ...]:
+        """Rotated coefficients and U'y of the plain designs (V, N), energies (V, n_runs), residual (V,)."""
         problem, device = self.problem, self.problem.device
         c = torch.zeros((order.size, problem.plan.n_trials), device=device)
         fits = torch.zeros_like(c)
         energies = torch.empty((order.size, problem.plan.n_runs), dtype=torch.float64, device=device)
+        left = torch.zeros(order.size, dtype=torch.float64, device=device)
         for r, trials in zip(problem.runs, problem.plan.slices(), strict=True):
             y = problem.series_of(r, lo, hi, order)
             energies[:, r] = fit.energy(y)
+            left += energies[:, r] - fit.energy(y @ self.nuisance[r])
             for h, rows in groups:
-                _, _, runs, columns = self.bank.by_hrf[h]
+                s, _, runs, columns = self.bank.by_hrf[h]
                 c[rows, columns[r]] = y[rows] @ runs[r].rotate
+                left[rows] -= fit.energy(c[rows, columns[r]] * s[columns[r]].to(torch.float32))
                 basis = self.plain[r, h].basis
                 fits[rows, trials.start : trials.start + basis.shape[1]] = y[rows] @ basis
-        return c, fits, energies
+        return c, fits, energies, left
 
     def _left(self, h: int, betas, fits, energies) -> torch.Tensor:
         """Sum of squares that betas leave in each run, |y|^2 - |U'y|^2 + |S V'b - U'y|^2: (V, n_runs)."""
