@@ -17,12 +17,13 @@ responses through generative modeling".  All in float64.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from scipy.linalg import helmert
 
 from conform_app.errors import UsageError
+from conform_app.psn import published
 from conform_app.psn.intake import Usable, usable_data
 from conform_app.psn.shrinkage import (
     DEFAULT_LEVELS,
@@ -121,6 +122,8 @@ def fit_gsn(
         raise UsageError(f"uneven = {uneven!r} is not known.", 'Choose "fast" or "missing".')
     levels = level_grid(shrink, shrink_levels)
     usable = usable_data(data, keep_partial=uneven == "missing", keep_all=reference)
+    if reference and np.asarray(data).dtype == np.float32:
+        usable = replace(usable, x=np.asarray(data))
     if uneven == "missing" and np.isnan(usable.x).any():
         from conform_app.psn.pairwise import gsn_pairwise
 
@@ -150,15 +153,18 @@ def gsn_complete(
     counts = usable.there.sum(axis=1)
     t_mean = max(counts[counts > 1].sum() / n_conditions, 1.0)
     s_n = _noise_level(factor, condition, dof, n_conditions, noise_levels, reference)
-    factor /= np.sqrt(dof * (counts > 1).sum())
-    c_n = shrunk(factor @ factor.T, s_n, reference=reference)
-    del factor
     s_d = _data_level(means, data_levels, reference)
     mean = means.mean(axis=1)
-    deviations = (means - mean[:, None]) / np.sqrt(n_conditions - 1)
-    c_d = shrunk(deviations @ deviations.T, s_d, reference=reference)
+    if reference:
+        c_n, c_d = published.raw_covariances(usable, means, s_n, s_d)
+    else:
+        factor /= np.sqrt(dof * (counts > 1).sum())
+        c_n = shrunk(factor @ factor.T, s_n)
+        deviations = (means - mean[:, None]) / np.sqrt(n_conditions - 1)
+        c_d = shrunk(deviations @ deviations.T, s_d)
+    del factor
     c_s = c_d - c_n / t_min
-    fit = biconvex(c_n, c_s, c_d, 1.0 / t_min, t_mean, n_conditions, ridge=1e-10 if reference else 0.0)
+    fit = biconvex(c_n, c_s, c_d, t_min, t_mean, n_conditions, reference=reference)
     return GSNResult(
         signal_cov=fit.signal,
         noise_cov=fit.noise,
@@ -272,25 +278,28 @@ def biconvex(
     c_n: np.ndarray,
     c_s: np.ndarray,
     c_d: np.ndarray,
-    bias: float | np.ndarray,
+    n_averaged: float | np.ndarray,
     t_mean: float,
     n_conditions: int,
     *,
-    ridge: float = 0.0,
+    reference: bool = False,
 ) -> Biconvex:
     """Positive semi-definite signal and noise covariances that together explain ``c_d`` and ``c_n``.
 
-    ``bias`` is the share of the noise covariance in that of the averages (1/t, or one value per pair of
-    units).
+    The averages hold the noise covariance divided by ``n_averaged`` (trials, or a value per pair of units).
     """
-    c, t = n_conditions, t_mean
+    c, t = n_conditions, float(t_mean)
     den = c * t**2 * (t - 1) + c - 1
-    a, b = c * (t - 1) * t**2 / den, (c - 1) * t / den
+    a, b = c * (t - 1) * t**2 / den, (c - 1) / den * t  # in the published order of operations
     old_n, old_s, noise = c_n, c_s, c_n
     n_iter = 0
     for _ in range(_MAX_ROUNDS):
-        signal, eig = to_psd(c_d - noise * bias, ridge)
-        noise, _unused = to_psd(a * c_n + b * (c_d - signal), ridge)
+        if reference:
+            signal, eig = published.to_psd(c_d - noise / n_averaged), None
+            noise = published.to_psd(a * c_n + b * (c_d - signal))
+        else:
+            signal, eig = to_psd(c_d - noise / n_averaged)
+            noise, _unused = to_psd(a * c_n + b * (c_d - signal))
         if _settled(signal, old_s) and _settled(noise, old_n):
             break
         n_iter += 1
@@ -298,10 +307,10 @@ def biconvex(
     return Biconvex(signal, noise, n_iter, eig)
 
 
-def to_psd(m: np.ndarray, ridge: float = 0.0) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray] | None]:
+def to_psd(m: np.ndarray) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray] | None]:
     """The nearest positive semi-definite matrix, with the eigenpairs of m if they were needed."""
     m = (m + m.T) / 2
-    if _is_positive(m):
+    if published.is_positive(m):
         return m, None
     w, v = np.linalg.eigh(m)
     n_negative = int(np.searchsorted(w, 0.0))
@@ -311,18 +320,7 @@ def to_psd(m: np.ndarray, ridge: float = 0.0) -> tuple[np.ndarray, tuple[np.ndar
     else:
         good = v[:, n_negative:]
         m = (good * w[n_negative:]) @ good.T
-    m = (m + m.T) / 2
-    if ridge and not _is_positive(m):
-        m[np.diag_indices_from(m)] += ridge
-    return m, (w, v)
-
-
-def _is_positive(m: np.ndarray) -> bool:
-    try:
-        np.linalg.cholesky(m)
-    except np.linalg.LinAlgError:
-        return False
-    return True
+    return (m + m.T) / 2, (w, v)
 
 
 def _settled(new: np.ndarray, old: np.ndarray) -> bool:

@@ -50,7 +50,7 @@ def gsn_pairwise(usable: Usable, levels: np.ndarray, *, reference: bool = False)
     c_d = shrunk(_masked_cov(means - origin[:, None], counts > 0), s_d, reference=reference)
     c_s = c_d - c_n * bias
     t_mean = max(float(counts[counts > 0].mean()), 1.0)
-    fit = biconvex(c_n, c_s, c_d, bias, t_mean, n_conditions, ridge=1e-10 if reference else 0.0)
+    fit = biconvex(c_n, c_s, c_d, 1.0 / bias, t_mean, n_conditions, reference=reference)
     there = mask.all(axis=0).sum(axis=1)
     return GSNResult(
         signal_cov=fit.signal,
