@@ -330,6 +330,7 @@ def _record(
         "n_trials": plan.n_trials,
     }
     fit |= {"n_conditions": len(plan.conditions), "n_repeated_conditions": int((repeats > 1).sum())}
+    fit["participant"] = plan.participant
     fit |= {"types": meta["types"], "runs": [_run_entry(plan, number) for number in range(len(plan.runs))]}
     choices = {"stim_column": plan.stim_column, "pcnum": meta.get("pcnum"), "fracs": meta.get("fracs", [])}
     choices |= {
@@ -377,4 +378,5 @@ def _run_entry(plan: FitPlan, number: int) -> dict[str, Any]:
         "n_volumes": run.n_volumes,
     }
     n_trials = int((plan.run_of_trial == number).sum())
-    return entry | {"duration_s": run.n_volumes * plan.tr, "n_trials": n_trials}
+    entry |= {"duration_s": run.n_volumes * plan.tr, "n_trials": n_trials}
+    return entry | {"acquisition": run.acquisition}

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,8 @@ class RunPlan:
     n_volumes : int
     start_time : float
         Seconds from the start of the events' clock to volume 0.
+    acquisition : dict
+        How the run was measured (see :mod:`conform_app.bids.acquisition`).
     """
 
     bold: tuple[str, ...]
@@ -43,6 +45,7 @@ class RunPlan:
     run: str | None
     n_volumes: int
     start_time: float
+    acquisition: dict[str, Any] = field(default_factory=dict)
 
     @property
     def label(self) -> str:
@@ -76,6 +79,8 @@ class FitPlan:
     memory : int
         Estimated peak, bytes.
     warnings : tuple of str
+    participant : dict of str to str
+        Age, sex and the like, as ``participants.tsv`` has them.
     """
 
     name: str
@@ -96,6 +101,7 @@ class FitPlan:
     stim_column: str
     memory: int
     warnings: tuple[str, ...]
+    participant: dict[str, str] = field(default_factory=dict)
 
     @property
     def n_trials(self) -> int:

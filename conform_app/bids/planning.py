@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from conform_app.bids.acquisition import describe_participant, describe_run
 from conform_app.bids.inputs import Fit, RunInput
 from conform_app.bids.plan import FitPlan, RunPlan
 from conform_app.bids.trials import TrialTable, build_trials
@@ -78,6 +79,7 @@ def make_plan(fit: Fit, events: EventSettings, model: ModelSettings, *, roots: M
         conditions=tuple(table.conditions),
         stim_column=table.stim_column,
         memory=0,
+        participant=describe_participant(fit),
         warnings=(*warnings, *told, *table.warnings, *_origin(fit, roots)),
     )
     return _completed(plan, model)
@@ -144,6 +146,7 @@ def _run_plan(run: RunInput, image: Any, start: float, with_confounds: bool) -> 
         run=run.run,
         n_volumes=image.n_volumes,
         start_time=start,
+        acquisition=describe_run(run),
     )
 
 
