@@ -180,13 +180,14 @@ class LoadedRuns:
     Attributes
     ----------
     bold : list of ndarray of shape (n_voxels, n_volumes), float32
+        Or of :class:`conform_app.images.ondisk.RowsOnDisk`, which slice likewise.
     confounds : list of ndarray of shape (n_volumes, n_confounds), or None
     points : ndarray of shape (n_points,), bool
         The analysis mask: points inside every run's mask.
     warnings : list of str
     """
 
-    bold: list[np.ndarray]
+    bold: list[Any]
     confounds: list[np.ndarray] | None
     points: np.ndarray
     warnings: list[str]
@@ -238,7 +239,7 @@ def point_coordinates(plan: FitPlan, points: np.ndarray) -> np.ndarray:
     return np.flatnonzero(points)[:, None]
 
 
-def load_runs(plan: FitPlan, confounds: tuple[str, ...]) -> LoadedRuns:
+def load_runs(plan: FitPlan, confounds: tuple[str, ...], scratch: Path | None = None) -> LoadedRuns:
     """Read the BOLD values inside the analysis mask, and the confounds asked for.
 
     Parameters
@@ -246,6 +247,8 @@ def load_runs(plan: FitPlan, confounds: tuple[str, ...]) -> LoadedRuns:
     plan : FitPlan
     confounds : tuple of str
         What to take from the confounds files; ``("none",)`` for nothing.
+    scratch : Path, optional
+        Leave the BOLD values on disk, in this folder where their format cannot be read voxel by voxel.
 
     Raises
     ------
@@ -256,7 +259,11 @@ def load_runs(plan: FitPlan, confounds: tuple[str, ...]) -> LoadedRuns:
     from conform_app.images import open_run
 
     points, warnings = analysis_points(plan)
-    bold = [open_run(tuple(map(Path, run.bold))).load(points) for run in plan.runs]
+    runs = [open_run(tuple(map(Path, run.bold))) for run in plan.runs]
+    if scratch is None:
+        bold: list[Any] = [run.load(points) for run in runs]
+    else:
+        bold = [run.leave_on_disk(points, scratch / f"bold-{n}.f4") for n, run in enumerate(runs)]
     if confounds in ((), ("none",)):
         return LoadedRuns(bold, None, points, warnings)
     regressors = []
