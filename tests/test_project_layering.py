@@ -49,6 +49,9 @@ MAY_IMPORT: dict[str, set[str]] = {
 # What the method packages may use besides the standard library: they take and give arrays.
 METHODS_USE = {"numpy", "scipy", "torch", "sklearn", "threadpoolctl"}
 
+# Files of a method package that use more: the shim for existing scripts writes the published files itself.
+METHODS_WRITE = {"conform_app/glmsingle/compat_files.py": {"h5py"}}
+
 # Libraries that stand behind some rooms only, so that they can be replaced there.
 BEHIND: dict[str, set[str]] = {
     "bids": {"bids"},
@@ -163,7 +166,9 @@ def test_method_packages_use_only_numeric_libraries() -> None:
     wrong = [
         str(found)
         for found in IMPORTS
-        if room_of(module_of(found.file)) in METHODS and third_party(found) not in METHODS_USE | {None}
+        if room_of(module_of(found.file)) in METHODS
+        and third_party(found)
+        not in METHODS_USE | {None} | METHODS_WRITE.get(str(found.file.relative_to(ROOT)), set())
     ]
     assert not wrong, "\n".join(wrong)
 

@@ -17,8 +17,8 @@ import numpy as np
 
 from conform_app.errors import DataError, UsageError
 
-DEFAULT_WORK = 1 << 28
-"""Bytes for the working arrays when no limit is given."""
+MOST_WORK = {"cpu": 1 << 28, "cuda": 1 << 31}
+"""Bytes for the working arrays at most: larger blocks are not faster."""
 MOST_VOXELS = 32768
 FEWEST_VOXELS = 256
 
@@ -90,7 +90,13 @@ class Series:
 
 
 def block_length(
-    bytes_per_voxel: int, fixed: int, n_voxels: int, max_memory, chunklen, workers: int = 1
+    bytes_per_voxel: int,
+    fixed: int,
+    n_voxels: int,
+    max_memory,
+    chunklen,
+    workers: int = 1,
+    device: str = "cpu",
 ) -> int:
     """Voxels per block; the blocks are nearly equal, and as many as keep all workers busy.
 
@@ -107,15 +113,16 @@ def block_length(
         Largest block wished for.
     workers : int
         Blocks that are worked on at the same time.
+    device : {"cpu", "cuda"}
 
     Raises
     ------
     UsageError
         When ``max_memory`` does not even hold results and the smallest block.
     """
-    work, bytes_per_voxel = DEFAULT_WORK, bytes_per_voxel * workers
+    work, bytes_per_voxel = MOST_WORK.get(device, MOST_WORK["cuda"]), bytes_per_voxel * workers
     if max_memory is not None:
-        work = float(max_memory) - fixed
+        work = min(work, float(max_memory) - fixed)
         need = fixed + FEWEST_VOXELS * bytes_per_voxel
         if work < FEWEST_VOXELS * bytes_per_voxel and n_voxels > FEWEST_VOXELS:
             raise UsageError(

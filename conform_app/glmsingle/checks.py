@@ -165,18 +165,21 @@ def possible_types(options: GLMsingleOptions, repeats: bool, notes: list[str]) -
     return want_c, want_d
 
 
-def block_size(
-    series: Series, plan: TrialPlan, options: GLMsingleOptions, n_hrfs: int, max_memory, workers, stored
-) -> int:
-    """Voxels per block: series of all runs twice, some arrays of betas, and the small tables per voxel.
-
-    ``stored``: betas go elsewhere as they are made.
-    """
+def block_size(series: Series, plan: TrialPlan, options: GLMsingleOptions, n_hrfs: int, means) -> int:
+    """Voxels per block: series of all runs twice, some arrays of betas, and the small tables per voxel."""
     volumes, trials, runs = sum(series.n_volumes), plan.n_trials, plan.n_runs
     per_voxel = (
         4 * (2 * volumes + max(series.n_volumes) * 2 + 8 * trials) + 8 * n_hrfs * (2 * runs + 1) + 2048
     )
-    kept = 0 if stored else len(set(options.keep))
+    kept = 0 if means.store is not None else len(set(options.keep))
     result = 4 * series.n_voxels * (kept * trials + n_hrfs * (runs + 1) + 6 * runs + len(options.fracs) + 40)
     designs = sum(t.n * n for t, n in zip(plan.runs, series.n_volumes, strict=True)) * n_hrfs * 4 * 5
-    return block_length(per_voxel, result + designs, series.n_voxels, max_memory, options.chunklen, workers)
+    return block_length(
+        per_voxel,
+        result + designs,
+        series.n_voxels,
+        means.max_memory,
+        options.chunklen,
+        means.workers,
+        means.device.type,
+    )

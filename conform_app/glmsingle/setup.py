@@ -120,14 +120,12 @@ def problem_of(
         notes.append(
             "Trials differ in duration, but HRFs given by the user are taken as they are for all of them."
         )
-    stored = means.store is not None
-    block = checks.block_size(series, plan, options, library.n_hrfs, means.max_memory, means.workers, stored)
     problem = Problem(
         series=series,
         plan=plan,
         options=options,
         device=means.device,
-        block=block,
+        block=checks.block_size(series, plan, options, library.n_hrfs, means),
         assumed=[x[:, :, 0] for x in _regressors(plan, assumed, usable)],
         library=_regressors(plan, library, usable),
         hrfs=library.on_grid(float(np.median(plan.durations))),

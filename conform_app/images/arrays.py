@@ -35,17 +35,43 @@ def save_arrays(path: Path, arrays: Mapping[str, np.ndarray | None], meta: Mappi
     Path
         The file.
     """
-    import h5py
+    with ArrayStore(path) as store:
+        store.finish(arrays, meta)
+    return Path(path)
 
-    path = Path(path)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    with h5py.File(part, "w", track_order=True) as store:
-        store.attrs["meta"] = json.dumps(meta)
+
+class ArrayStore:
+    """A file of named arrays that grows while its arrays are made; it exists once it is finished.
+
+    Use as a context: leaving it without `finish` (an error) removes what was written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = Path(path)
+        self._part = self.path.with_name(f".{self.path.name}.{os.getpid()}.part")
+
+    def __enter__(self) -> ArrayStore:
+        import h5py
+
+        self._file = h5py.File(self._part, "w", track_order=True)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._file.close()
+        self._part.unlink(missing_ok=True)
+
+    def empty(self, name: str, shape: tuple[int, ...], dtype: Any = np.float32) -> Any:
+        """Return a new dataset, to be filled slice by slice."""
+        return self._file.create_dataset(name, shape, dtype)
+
+    def finish(self, arrays: Mapping[str, np.ndarray | None], meta: Mapping[str, Any]) -> None:
+        """Add the arrays that are not in the file yet, and the JSON document; the file appears."""
+        self._file.attrs["meta"] = json.dumps(meta)
         for name, values in arrays.items():
-            if values is not None:
-                store.create_dataset(name, data=np.asarray(values))
-    os.replace(part, path)
-    return path
+            if values is not None and name not in self._file:
+                self._file.create_dataset(name, data=np.asarray(values))
+        self._file.close()
+        os.replace(self._part, self.path)
 
 
 def load_arrays(path: Path, *names: str) -> dict[str, np.ndarray]:

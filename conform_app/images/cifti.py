@@ -16,6 +16,7 @@ from conform_app.errors import DataError
 from conform_app.images.files import numeric, reading, require, truncated, writing
 from conform_app.images.gifti import label_colour
 from conform_app.images.grid import Grid
+from conform_app.images.ondisk import RowsOnDisk
 
 BLOCK_BYTES = 1 << 25
 _DTYPES = {"map": np.float32, "label": np.int16, "mask": np.int16}
@@ -80,6 +81,18 @@ def read_cifti(path: Path, points: np.ndarray | None) -> np.ndarray:
             out[row : row + len(block)] = block
             row += len(block)
     return out
+
+
+def rows_of_cifti(path: Path, points: np.ndarray | None) -> RowsOnDisk:
+    """The wanted grayordinates of all maps, left on disk."""
+    import nibabel
+
+    with reading(require(path)):
+        proxy = nibabel.load(path).dataobj
+    n_maps, n_points = proxy.shape
+    rows = np.arange(n_points) if points is None else np.flatnonzero(points)
+    layout = {"dtype": proxy.dtype, "offset": proxy.offset, "slope": proxy.slope, "inter": proxy.inter}
+    return RowsOnDisk(path, n_maps, rows, **layout)
 
 
 def write_cifti(

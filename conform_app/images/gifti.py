@@ -125,10 +125,17 @@ def _time_step(head: _Head) -> float | None:
     return round(step / 1000, 6) if step >= 50 else step
 
 
-def read_pair(paths: tuple[Path, ...], grid: Grid, n_maps: int, points: np.ndarray | None) -> np.ndarray:
-    """Read the wanted vertices of all maps; float32 (n_voxels, n_maps), C-contiguous."""
+def read_pair(
+    paths: tuple[Path, ...],
+    grid: Grid,
+    n_maps: int,
+    points: np.ndarray | None,
+    out: np.ndarray | None = None,
+) -> np.ndarray:
+    """Read the wanted vertices of all maps, into ``out`` if given; float32 (n_voxels, n_maps)."""
     wanted = np.ones(grid.n_points, dtype=bool) if points is None else np.asarray(points, dtype=bool)
-    out = np.empty((int(wanted.sum()), n_maps), dtype=np.float32)
+    if out is None:
+        out = np.empty((int(wanted.sum()), n_maps), dtype=np.float32)
     row = point = 0
     for path, n_vertices in zip(paths, grid.shape, strict=True):
         here = np.flatnonzero(wanted[point : point + n_vertices])

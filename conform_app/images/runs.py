@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from conform_app.errors import DataError
-from conform_app.images.cifti import open_cifti, read_cifti
+from conform_app.images.cifti import open_cifti, read_cifti, rows_of_cifti
 from conform_app.images.gifti import open_pair, read_pair
 from conform_app.images.grid import Grid
+from conform_app.images.ondisk import RowsOnDisk, scratch_array
 from conform_app.images.volume import open_volume, read_volume
 
 _CIFTI = (".dtseries.nii", ".dscalar.nii", ".dlabel.nii")
@@ -57,18 +58,53 @@ class BoldRun:
         DataError
             `points` has another number of points than the run.
         """
-        if points is not None and np.size(points) != self.grid.n_points:
-            raise DataError(
-                f"The mask has {np.size(points)} points, {self.paths[0]} has {self.grid.n_points}.",
-                "Use a mask on the grid of the BOLD images.",
-            )
-        if points is not None:
-            points = np.asarray(points, dtype=bool).ravel()
+        points = self._checked(points)
         if self.grid.kind == "volume":
             return read_volume(self.paths[0], points)
         if self.grid.kind == "cifti":
             return read_cifti(self.paths[0], points)
         return read_pair(self.paths, self.grid, self.n_volumes, points)
+
+    def leave_on_disk(self, points: np.ndarray | None, scratch: Path) -> RowsOnDisk:
+        """The run without reading it into memory: voxels are read when they are asked for.
+
+        Parameters
+        ----------
+        points : array of bool, shape (n_points,), or None for all
+        scratch : Path
+            A file that is written, point after point, unless the format has that order already (CIFTI).
+
+        Returns
+        -------
+        RowsOnDisk
+            ``rows[lo:hi]`` gives what ``load(points)[lo:hi]`` gives.
+
+        Raises
+        ------
+        FileFaultError, DataError
+            As `load`; also where the scratch file cannot be written.
+        """
+        points = self._checked(points)
+        if self.grid.kind == "cifti":
+            return rows_of_cifti(self.paths[0], points)
+        n_voxels = self.grid.n_points if points is None else int(points.sum())
+        out = scratch_array(scratch, (n_voxels, self.n_volumes))
+        if self.grid.kind == "volume":
+            read_volume(self.paths[0], points, out)
+        else:
+            read_pair(self.paths, self.grid, self.n_volumes, points, out)
+        out.flush()
+        return RowsOnDisk(scratch, self.n_volumes, np.arange(n_voxels))
+
+    def _checked(self, points: np.ndarray | None) -> np.ndarray | None:
+        if points is None:
+            return None
+        if np.size(points) != self.grid.n_points:
+            raise DataError(
+                f"The mask has {np.size(points)} points, {self.paths[0]} has {self.grid.n_points}.",
+                "Use a mask on the grid of the BOLD images.",
+            )
+        return np.asarray(points, dtype=bool).ravel()
 
 
 def open_run(paths: str | Path | tuple[str | Path, ...]) -> BoldRun:

@@ -70,7 +70,7 @@ def _content(path: Path) -> Iterator[BinaryIO]:
         yield file
 
 
-def read_volume(path: Path, points: np.ndarray | None) -> np.ndarray:
+def read_volume(path: Path, points: np.ndarray | None, out: np.ndarray | None = None) -> np.ndarray:
     """Read the wanted voxels of all volumes.
 
     Parameters
@@ -78,6 +78,8 @@ def read_volume(path: Path, points: np.ndarray | None) -> np.ndarray:
     path : Path
         3-D or 4-D NIfTI.
     points : array of bool, shape (n_points,), or None for all voxels
+    out : ndarray of float32, shape (n_voxels, n_volumes), optional
+        Where to put them.
 
     Returns
     -------
@@ -99,7 +101,8 @@ def read_volume(path: Path, points: np.ndarray | None) -> np.ndarray:
     on_disk = np.arange(n_points).reshape(shape[:3], order="F").ravel()
     if points is not None:
         on_disk = on_disk[points]
-    out = np.empty((on_disk.size, n_volumes), dtype=np.float32)
+    if out is None:
+        out = np.empty((on_disk.size, n_volumes), dtype=np.float32)
     step = max(1, BLOCK_BYTES // (n_points * dtype.itemsize))
     with reading(path), _content(path) as file:
         _read_exactly(file, offset, path)

@@ -5,14 +5,16 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 from nipype.interfaces.base import File, InputMultiObject, traits
 
 from conform_app.bids.plan import FitPlan, load_runs
+from conform_app.bids.planning import BASE_MEMORY
 from conform_app.glmsingle import GLMsingleOptions, RunTrials, fit_glmsingle
-from conform_app.images.arrays import save_arrays
+from conform_app.images.arrays import ArrayStore
 from conform_app.interfaces.base import FitInterface, PlanInputSpec
 from conform_app.interfaces.progress import progress_bar
 
@@ -35,7 +37,20 @@ class GLMsingle(FitInterface):
     def work(self, plan: FitPlan, cwd: Path) -> dict[str, Any]:
         """Load the runs, fit, save the arrays."""
         start = time.monotonic()
-        data = load_runs(plan, tuple(self.inputs.model["confounds"]))
+        out = cwd / "glmsingle.h5"
+        with TemporaryDirectory(dir=cwd) as scratch, ArrayStore(out) as store:
+            arrays, meta = self._fit(plan, Path(scratch), store)
+            meta["seconds"] = time.monotonic() - start
+            store.finish(arrays, meta)
+        return {"out_file": str(out)}
+
+    def _fit(
+        self, plan: FitPlan, scratch: Path, store: ArrayStore
+    ) -> tuple[dict[str, np.ndarray | None], dict[str, Any]]:
+        """Arrays and document of the fit; in memory, or from disk to disk where it would not fit."""
+        limit = self.inputs.max_memory or None  # undefined is false
+        on_disk = limit is not None and plan.memory > limit
+        data = load_runs(plan, tuple(self.inputs.model["confounds"]), scratch if on_disk else None)
         result = fit_glmsingle(
             data.bold,
             [RunTrials(*columns) for columns in plan.trials_by_run()],
@@ -47,14 +62,14 @@ class GLMsingle(FitInterface):
             start_times=[run.start_time for run in plan.runs],
             device=self.inputs.device,
             n_threads=self.inputs.n_threads,
-            max_memory=self.inputs.max_memory,
+            max_memory=max(limit - BASE_MEMORY, limit / 4) if on_disk else limit,
             progress=progress_bar(f"{plan.name}: GLMsingle"),
+            store=(lambda letter, shape: store.empty(f"betas_{letter}", shape)) if on_disk else None,
         )
         arrays, meta = flatten(result)
         arrays["points"] = data.points
         meta["warnings"] = [*data.warnings, *_left_out(result.valid), *meta["warnings"]]
-        meta["seconds"] = time.monotonic() - start
-        return {"out_file": str(save_arrays(cwd / "glmsingle.h5", arrays, meta))}
+        return arrays, meta
 
 
 def _left_out(valid: np.ndarray) -> list[str]:
@@ -81,7 +96,10 @@ def options_from(model: dict[str, Any], repeats_across_runs: bool) -> GLMsingleO
 
 
 def flatten(result: Any) -> tuple[dict[str, np.ndarray | None], dict[str, Any]]:
-    """Split a result into arrays and what JSON can hold."""
+    """Split a result into arrays and what JSON can hold.
+
+    ``design_<run>`` is the assumed-HRF design of a run: one row per volume, one column per trial of the run.
+    """
     types = {"A": result.type_a, "B": result.type_b, "C": result.type_c, "D": result.type_d}
     types = {name: value for name, value in types.items() if value is not None}
     arrays: dict[str, np.ndarray | None] = {"valid": result.valid, "mean_vol": result.mean_vol}
@@ -89,6 +107,7 @@ def flatten(result: Any) -> tuple[dict[str, np.ndarray | None], dict[str, Any]]:
     for name, value in types.items():
         arrays |= {f"betas_{name}": value.betas, f"r2_{name}": value.r2}
     arrays["hrf_index"] = result.type_b.hrf_index
+    arrays |= {f"design_{number}": design for number, design in enumerate(result.designs)}
     meta: dict[str, Any] = {
         "types": list(types),
         "account": list(result.account),
