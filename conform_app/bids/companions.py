@@ -10,6 +10,7 @@ from conform_app.bids.candidates import Candidate
 from conform_app.bids.filters import Filters, passes_filter
 from conform_app.bids.inherit import inheritable, run_entities, run_folder
 from conform_app.bids.layout import BidsFile, Dataset
+from conform_app.bids.spaces import NATIVE_BOLD
 from conform_app.errors import NoInputError
 
 _SHORT = {
@@ -90,6 +91,28 @@ class Companions:
         extensions = (".nii.gz", ".nii")
         found = self._last(self.preprocessed, bold, "mask", ("mask",), extensions, keep, but=("desc",))
         return () if found is None else (present(found),)
+
+    def transform(self, candidate: Candidate) -> Path | None:
+        """Affine between T1w space and the run's own grid, for BOLD on that grid."""
+        if candidate.key.space not in NATIVE_BOLD:
+            return None
+        ends = [{"T1w", native} for native in ("boldref", "scanner", "bold")]
+        found = self._last(
+            self.preprocessed,
+            run_entities(candidate.run),
+            "transform",
+            ("xfm",),
+            (".txt",),
+            lambda file: {file.entities.get("from"), file.entities.get("to")} in ends,
+            but=("from", "to", "mode", "desc"),
+        )
+        if found is None:
+            raise NoInputError(
+                f"{candidate.files[0].path} has no transform to T1w space beside it "
+                "(*_from-boldref_to-T1w_mode-image_desc-coreg_xfm.txt): it cannot be laid on the surfaces.",
+                "Preprocess with --output-spaces T1w, or add the transform.",
+            )
+        return present(found)
 
     def confounds(self, entities: Mapping[str, str]) -> Path | None:
         """Confounds table of a run."""

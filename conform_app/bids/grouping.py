@@ -9,7 +9,14 @@ from dataclasses import dataclass
 from conform_app.bids.candidates import Candidate
 from conform_app.bids.companions import describe
 from conform_app.bids.layout import natural
-from conform_app.bids.spaces import SpaceKey, match_space, parse_space, preference
+from conform_app.bids.spaces import (
+    SpaceKey,
+    carried_from,
+    match_space,
+    parse_space,
+    preference,
+    surface_key,
+)
 from conform_app.errors import NoInputError, NothingSelectedError, UsageError
 
 Levels = str | tuple[tuple[str, ...], ...]
@@ -57,6 +64,8 @@ def choose_spaces(
 ) -> list[tuple[SpaceKey, list[Candidate]]]:
     """The spaces asked for, or the best one that exists, each with its runs.
 
+    A surface space that does not exist is given the runs of the volume it can be carried from.
+
     The best is the first, in the order of :func:`conform_app.bids.spaces.preference`, that every run has;
     if none is, the first of those that most runs have.
 
@@ -74,16 +83,21 @@ def choose_spaces(
     if specs:
         for spec in specs:
             key = match_space(spec, by_key)
+            if key is None and (wanted := surface_key(spec)) and (volumes := carried_from(by_key)):
+                # in all its runs, then the better space
+                volume = min(volumes, key=lambda k: (-len(by_key[k]), volumes.index(k)))
+                by_key.setdefault(wanted, by_key[volume])
+                key = wanted
             if key is None:
                 raise NoInputError(
-                    f"no preprocessed BOLD in space {spec}; there is {_listed(by_key)}.",
+                    f"no preprocessed BOLD in space {spec}; there is {listed(by_key)}.",
                     "Choose one of these with --output-spaces, or preprocess into the space wanted.",
                 )
             chosen.append(key)
     else:
         chosen = [min(by_key, key=lambda k: (-len(by_key[k]), preference(k)))]
         if len(by_key) > 1:
-            warnings.append(f"No output space was named: {chosen[0]} is used, of {_listed(by_key)}.")
+            warnings.append(f"No output space was named: {chosen[0]} is used, of {listed(by_key)}.")
         else:
             warnings.append(f"No output space was named: {chosen[0]} is used, the only one there is.")
     for key in chosen:
@@ -146,5 +160,6 @@ def _tell_variants(members: Sequence[Candidate], warnings: list[str]) -> None:
             )
 
 
-def _listed(keys: Iterable[SpaceKey]) -> str:
+def listed(keys: Iterable[SpaceKey]) -> str:
+    """Spaces in words, the best first."""
     return ", ".join(f"{key} ({key.kind})" for key in sorted(keys, key=preference))

@@ -20,6 +20,7 @@ from conform_app.bids.inherit import metadata_of
 from conform_app.bids.layout import Dataset, list_subjects, natural, open_dataset
 from conform_app.bids.sources import locate_sources
 from conform_app.bids.spaces import SpaceKey
+from conform_app.bids.surfaces import SubjectSurfaces, SurfaceFinder, places_read, subjects_dirs
 from conform_app.errors import ConformError, NoInputError, NothingSelectedError
 
 
@@ -40,6 +41,9 @@ class RunInput:
         Entities of the run (long names: ``subject``, ``task``, ``acquisition`` ...).
     metadata : dict
         Sidecar fields by inheritance; ``RepetitionTime`` is absent if no sidecar has it.
+    transform, subcortex : Path or None
+        For a fit that is carried to a surface: from T1w space to the run's own grid, and the same run in
+        MNI152NLin6Asym.
     """
 
     bold: tuple[Path, ...]
@@ -50,6 +54,8 @@ class RunInput:
     run: str | None
     entities: dict[str, str] = field(repr=False)
     metadata: dict[str, Any] = field(repr=False)
+    transform: Path | None = None
+    subcortex: Path | None = None
 
     @property
     def label(self) -> str:
@@ -78,6 +84,10 @@ class Fit:
         Whether there may be other groups of sessions, so that the name must tell which.
     acquisition : str or None
         Label of ``acq`` when a task was recorded in several ways, each a fit of its own.
+    volume : SpaceKey or None
+        The space of the runs' files when they are volumes that are carried to the surface `space`.
+    surfaces : SubjectSurfaces or None
+        On which they are; None for volumes in a template's space.
     """
 
     subject: str
@@ -91,6 +101,8 @@ class Fit:
     pooled: bool = False
     grouped: bool = False
     acquisition: str | None = None
+    volume: SpaceKey | None = None
+    surfaces: SubjectSurfaces | None = field(default=None, repr=False)
 
     @property
     def session_label(self) -> str | None:
@@ -226,12 +238,17 @@ def find_fits(
     finder = Companions(home, preprocessed, raws, filters, warnings)
     candidates = _drop_tasks_without_events(candidates, finder, choice["task"], warnings)
     chosen = choose_spaces(candidates, output_spaces, warnings)
+    carrying = SurfaceFinder(
+        candidates,
+        [home.root, *(d.root for d in preprocessed if d is not home)],
+        subjects_dirs(bids_dir, [path for _, path in sources.preprocessed], dict(derivatives or {})),
+    )
     fits: list[Fit] = []
     failures: list[Failure] = []
     for key, members in chosen:
         for group in group_sessions(members, levels, warnings):
             try:
-                fits.append(_make_fit(key, group, finder))
+                fits.append(_make_fit(key, group, finder, carrying))
             except ConformError as error:
                 if not keep_going:
                     raise
@@ -243,10 +260,12 @@ def find_fits(
     order = {str(key): n for n, (key, _) in enumerate(chosen)}
     fits.sort(key=lambda f: (*_sort_key(f), order[str(SpaceKey(f.kind, f.space, f.res, f.den))]))
     read = _by_name((*preprocessed, *raws))
+    read |= places_read(fit.surfaces for fit in fits if fit.volume is not None)
     return Selection(tuple(fits), tuple(dict.fromkeys(warnings)), read, tuple(failures))
 
 
-def _make_fit(key: SpaceKey, group: Group, finder: Companions) -> Fit:
+def _make_fit(key: SpaceKey, group: Group, finder: Companions, carrying: SurfaceFinder) -> Fit:
+    volume = group.members[0].key if group.members[0].key != key else None
     made = []
     for candidate in sorted(group.members, key=lambda c: c.order):
         entities = candidate.run
@@ -270,6 +289,8 @@ def _make_fit(key: SpaceKey, group: Group, finder: Companions) -> Fit:
                 run=entities.get("run"),
                 entities=entities,
                 metadata=metadata,
+                transform=finder.transform(candidate) if volume else None,
+                subcortex=carrying.subcortex.get(candidate.order) if volume and key.kind == "cifti" else None,
             )
         )
     first = group.members[0].run
@@ -286,6 +307,8 @@ def _make_fit(key: SpaceKey, group: Group, finder: Companions) -> Fit:
         pooled=group.pooled,
         grouped=group.grouped,
         acquisition=group.acquisition,
+        volume=volume,
+        surfaces=carrying.surfaces(first["subject"], sessions, volume, key) if volume else None,
     )
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from conform_app.bids.surfaceplan import SurfacePlan, from_dict
 from conform_app.errors import DataError
 
 
@@ -35,6 +36,10 @@ class RunPlan:
         Seconds from the start of the events' clock to volume 0.
     acquisition : dict
         How the run was measured (see :mod:`conform_app.bids.acquisition`).
+    transform : str or None
+        From points of T1w space to points of the volumes, where these are in another space.
+    subcortex : str or None
+        The run's volumes in MNI152NLin6Asym, from which grayordinates take the subcortex.
     """
 
     bold: tuple[str, ...]
@@ -45,6 +50,8 @@ class RunPlan:
     run: str | None
     n_volumes: int
     start_time: float
+    transform: str | None = None
+    subcortex: str | None = None
     acquisition: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -81,6 +88,8 @@ class FitPlan:
     warnings : tuple of str
     participant : dict of str to str
         Age, sex and the like, as ``participants.tsv`` has them.
+    surface : SurfacePlan or None
+        How volumes are carried to the surface that the fit is of; None where the files are of `space`.
     """
 
     name: str
@@ -101,6 +110,7 @@ class FitPlan:
     stim_column: str
     memory: int
     warnings: tuple[str, ...]
+    surface: SurfacePlan | None = None
     participant: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -150,6 +160,13 @@ class FitPlan:
         paths = [p for run in self.runs for p in (*run.mask, run.confounds, run.events) if p]
         return list(dict.fromkeys(paths))
 
+    def input_files(self) -> list[str]:
+        """Every file that the fit comes from; those carried to a surface stand for what they became."""
+        if self.surface is None:
+            return [*self.bold_files(), *self.side_files()]
+        tables = [path for run in self.runs for path in (run.confounds, run.events) if path]
+        return list(dict.fromkeys([*self.surface.files(), *tables]))
+
 
 def write_plan(plan: FitPlan, path: Path) -> Path:
     """Write a plan as JSON, complete or not at all; an equal file is left as it is."""
@@ -170,6 +187,7 @@ def read_plan(path: Path) -> FitPlan:
     )
     for key in ("sessions", "conditions", "warnings"):
         content[key] = tuple(content[key])
+    content["surface"] = from_dict(content.get("surface"))
     return FitPlan(runs=runs, **content)
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from conform_app.bids.acquisition import describe_participant, describe_run
+from conform_app.bids.carried import plan_surface
 from conform_app.bids.inputs import Fit, RunInput
 from conform_app.bids.plan import FitPlan, RunPlan
 from conform_app.bids.trials import TrialTable, build_trials
@@ -50,6 +51,10 @@ def make_plan(fit: Fit, events: EventSettings, model: ModelSettings, *, roots: M
         A truncated image.
     """
     images, warnings = _open_runs(fit)
+    surface = None
+    if fit.volume is not None:
+        surface, remarks = plan_surface(fit, model.surface_of, images=images)
+        warnings += remarks
     tr = _common_tr(fit)
     for run, image in zip(fit.runs, images, strict=True):
         if image.tr_header and abs(image.tr_header - tr) > 1e-3:
@@ -73,7 +78,7 @@ def make_plan(fit: Fit, events: EventSettings, model: ModelSettings, *, roots: M
         entities=fit.entities,
         tr=tr,
         runs=tuple(run for n, run in enumerate(runs) if n not in table.empty_runs),
-        n_points=images[0].grid.n_points,
+        n_points=images[0].grid.n_points if surface is None else surface.n_target,
         n_voxels=images[0].grid.n_points,
         trials=_columns(table),
         conditions=tuple(table.conditions),
@@ -81,6 +86,7 @@ def make_plan(fit: Fit, events: EventSettings, model: ModelSettings, *, roots: M
         memory=0,
         participant=describe_participant(fit),
         warnings=(*warnings, *told, *table.warnings, *_origin(fit, roots)),
+        surface=surface,
     )
     return _completed(plan, model)
 
@@ -94,7 +100,7 @@ def _open_runs(fit: Fit) -> tuple[list[Any], list[str]]:
         for path in (*run.bold, *run.mask):
             check_complete(path)
         images.append(open_run(run.bold))
-        difference = grid_difference(images[0].grid, images[-1].grid)
+        difference = "" if run.transform else grid_difference(images[0].grid, images[-1].grid)
         if difference:
             raise DataError(
                 f"{run.bold[0]} and {fit.runs[0].bold[0]} are on different grids: {difference}.",
@@ -146,6 +152,8 @@ def _run_plan(run: RunInput, image: Any, start: float, with_confounds: bool) -> 
         run=run.run,
         n_volumes=image.n_volumes,
         start_time=start,
+        transform=None if run.transform is None else str(run.transform),
+        subcortex=None if run.subcortex is None else str(run.subcortex),
         acquisition=describe_run(run),
     )
 
@@ -191,10 +199,14 @@ def _completed(plan: FitPlan, model: ModelSettings) -> FitPlan:
 
     from conform_app.bids.plan import analysis_points
 
-    points, told = analysis_points(plan)
-    n_voxels = int(points.sum())
+    points, told = analysis_points(plan) if plan.surface is None or plan.surface.of == "betas" else (None, [])
+    n_voxels = int(points.sum()) if points is not None else 0
     n_volumes = sum(run.n_volumes for run in plan.runs)
+    if plan.surface is not None:
+        n_voxels = max(n_voxels, plan.surface.n_target)
     memory = BASE_MEMORY + 4 * n_voxels * (2 * n_volumes + 8 * plan.n_trials)
+    if plan.surface is not None:
+        n_voxels = plan.surface.n_target
     if not plan.repeats_across_runs:
         _without_repeats(plan, model, told)
     return replace(plan, n_voxels=n_voxels, memory=memory, warnings=(*plan.warnings, *told))

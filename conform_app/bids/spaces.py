@@ -17,6 +17,7 @@ from conform_app.errors import UsageError
 
 FSAVERAGE_DENSITY = {"fsaverage4": "3k", "fsaverage5": "10k", "fsaverage6": "41k", "fsaverage": "164k"}
 NATIVE_BOLD = frozenset({"func", "bold", "run", "boldref"})
+SURFACES = frozenset({"fsnative", "fsaverage", "fsLR"})
 _ALIASES = {"anat": "T1w"}
 # 41k is the density closest to the resolution of BOLD; 164k only multiplies the cost.
 _DENSITY_ORDER = ("91k", "41k", "10k", "164k", "32k", "59k", "170k")
@@ -128,6 +129,38 @@ def match_space(spec: SpaceSpec, keys: Iterable[SpaceKey]) -> SpaceKey | None:
     if spec.space == "fsaverage" and spec.den is None:
         fits = [key for key in fits if key.den == "164k"] or fits
     return min(fits, key=lambda key: (key.res is not None, preference(key)))
+
+
+def surface_key(spec: SpaceSpec) -> SpaceKey | None:
+    """The surface space that volumes can be carried to for `spec`; None when it is no surface.
+
+    Plain ``fsaverage`` means 164k and plain ``fsLR`` the 91k grayordinates, as in fMRIPrep.
+
+    Raises
+    ------
+    UsageError
+        There is no mesh of that density.
+    """
+    from conform_app.images.templates import check_target
+
+    if spec.space not in SURFACES or spec.res is not None:
+        return None
+    den = check_target(spec.space, spec.den) or None
+    return SpaceKey("cifti" if den == "91k" else "gifti", spec.space, None, den)
+
+
+def carried_from(keys: Iterable[SpaceKey]) -> list[SpaceKey]:
+    """Volume spaces that a surface can be sampled from, the best first: T1w, the run's own grid, MNI152."""
+
+    def rank(key: SpaceKey) -> tuple:
+        floor = 0 if key.space == "T1w" else 1 if key.space in NATIVE_BOLD else 2
+        return floor, key.space != "MNI152NLin6Asym", key.res is not None, str(key)
+
+    known = ("T1w", *NATIVE_BOLD)
+    return sorted(
+        (k for k in keys if k.kind == "volume" and (k.space in known or k.space.startswith("MNI152"))),
+        key=rank,
+    )
 
 
 def preference(key: SpaceKey) -> tuple:

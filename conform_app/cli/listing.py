@@ -20,6 +20,7 @@ COLUMNS = (
     "repeats",
     "voxels",
     "memory",
+    "carried from",
 )
 
 
@@ -53,4 +54,5 @@ def _row(plan: FitPlan) -> tuple[str, ...]:
         span,
         str(plan.n_voxels),
         f"{plan.memory / (1 << 30):.1f} GiB",
+        "-" if plan.surface is None else f"{plan.surface.volume} volume, {plan.surface.of}",
     )

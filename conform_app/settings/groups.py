@@ -129,6 +129,13 @@ class ModelSettings:
         choices=("library", "canonical"),
         alters=True,
     )
+    surface_of: str = option(
+        "timeseries",
+        "what is carried to a surface space that the preprocessed data do not come in: the time series, "
+        "which are then fitted there, or the betas fitted in the volume",
+        choices=("timeseries", "betas"),
+        alters=True,
+    )
     glm_types: tuple[str, ...] = option(
         ("D",),
         "single-trial betas to write: A (canonical HRF), B (fitted HRF), C (plus noise regressors), "

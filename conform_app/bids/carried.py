@@ -1,0 +1,269 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Carrying a fit to a surface that preprocessing did not write: what it takes, found and checked.
+
+Volumes in T1w space lie on the participant's own surfaces.  Those on the run's own grid do so through the
+run's transform.  For volumes in MNI space only the average fsaverage surfaces are right: an approximation
+that knows nothing of this person's folds, and is called so wherever it shows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from conform_app.bids.inputs import Fit
+from conform_app.bids.surfaceplan import HemiPlan, SurfacePlan
+from conform_app.bids.surfaces import HEMISPHERES, HemiFiles
+from conform_app.errors import DataError, NoInputError
+from conform_app.images import templates
+from conform_app.images.surfaces import FSLR_VERTICES, read_affine, read_surface, read_vertices
+
+_REGISTRATION = {
+    "msmsulc": "MSMSulc to fsLR",
+    "fsLR": "FreeSurfer's folding registration, taken to fsLR",
+    "fsaverage": "FreeSurfer's folding registration to fsaverage",
+}
+
+
+def plan_surface(fit: Fit, of: str, *, images: Sequence[Any]) -> tuple[SurfacePlan, list[str]]:
+    """Plan how a fit comes from its volumes to its surface.
+
+    Parameters
+    ----------
+    fit : Fit
+        With ``volume``, the space it is carried from.
+    of : {"timeseries", "betas"}
+        What is carried.
+    images : sequence of BoldRun
+        The opened volumes of its runs.
+
+    Returns
+    -------
+    SurfacePlan
+    list of str
+        Warnings.
+
+    Raises
+    ------
+    NoInputError
+        A surface, sphere or template is missing.
+    DataError
+        Surfaces and spheres of different vertex counts, hemispheres swapped, a volume elsewhere.
+    """
+    density = templates.check_target(fit.space, fit.den)
+    warnings: list[str] = []
+    if fit.surfaces is None:
+        halves, coordinates, how = _group_halves(fit, density)
+        warnings.append(
+            f"{fit.volume} volumes are sampled on fsaverage's average surfaces: group-average registration, "
+            "which knows nothing of this person's folds. BOLD in T1w space with surfaces does better."
+        )
+    else:
+        halves, coordinates, how = _own_halves(fit, density)
+        if fit.surfaces.desc == "approx":
+            warnings.append(
+                f"The surfaces of sub-{fit.subject} are approximate (desc-approx in their names): a warped "
+                "group average, not this person's cortex."
+            )
+    to_t1w = fit.surfaces.to_t1w if fit.surfaces is not None else None
+    surface = SurfacePlan(
+        of=of,
+        volume=fit.volume.space,
+        inputs=tuple(str(path) for run in fit.runs for path in (*run.bold, *run.mask)),
+        hemispheres=tuple(halves),
+        registration=how,
+        coordinates=coordinates,
+        group_average=fit.surfaces is None,
+        approximate=fit.surfaces is not None and fit.surfaces.desc == "approx",
+        to_volume=None if to_t1w is None else str(to_t1w),
+        subcortex=_subcortex(fit, of, warnings) if fit.kind == "cifti" else None,
+    )
+    _check(surface, fit, images)
+    return surface, warnings
+
+
+def _own_halves(fit: Fit, density: str) -> tuple[list[HemiPlan], str, str]:
+    """Both hemispheres on the participant's surfaces."""
+    pair = dict(zip(HEMISPHERES, (fit.surfaces.left, fit.surfaces.right), strict=True))
+    if fit.space == "fsnative":
+        return [_half(hemi, files, None, None, 0) for hemi, files in pair.items()], "", ""
+    other = {"fsLR": "fsaverage", "fsaverage": "fsLR"}[fit.space]
+    order = [name for name in (fit.space, other) if all(name in f.registered for f in pair.values())]
+    if not order:
+        left = next(hemi for hemi, f in pair.items() if fit.space not in f.registered)
+        raise NoInputError(
+            f"{pair[left].white.parent} has no registration sphere of hemisphere {left} that leads to "
+            f"{fit.space} (hemi-{left}_space-fsLR_desc-reg_sphere.surf.gii, hemi-{left}_desc-reg_sphere"
+            f".surf.gii, {'lr'['LR'.index(left)]}h.sphere.reg).",
+            "Preprocess with surfaces, name the FreeSurfer folder with -d freesurfer=PATH, or choose "
+            "fsnative.",
+        )
+    coordinates = order[0]
+    name = fit.surfaces.left.registered[coordinates].name
+    how = _REGISTRATION["msmsulc" if "msmsulc" in name else coordinates]
+    if coordinates != fit.space:
+        how += f", and from there to {fit.space} by HCP's atlas spheres"
+    halves = [
+        _half(hemi, files, coordinates, templates.target_sphere(fit.space, density, coordinates, hemi), None)
+        for hemi, files in pair.items()
+    ]
+    return halves, coordinates, how
+
+
+def _half(
+    hemi: str, files: HemiFiles, coordinates: str | None, target: Any, n_target: int | None
+) -> HemiPlan:
+    wall = templates.medial_wall(coordinates, hemi) if coordinates else None
+    sphere = files.registered[coordinates] if coordinates else None
+
+    def text(path: Path | None) -> str | None:
+        return None if path is None else str(path)
+
+    return HemiPlan(
+        hemi=hemi,
+        white=str(files.white),
+        pial=str(files.pial),
+        midthickness=text(files.midthickness),
+        cortex=text(files.cortex),
+        native_sphere=text(files.sphere),
+        sphere=text(sphere),
+        target=target,
+        wall=wall[0] if wall else None,
+        wall_sphere=wall[1] if wall else None,
+        n_target=target.n_vertices if target is not None else len(_read(str(files.white))[0]),
+    )
+
+
+def _group_halves(fit: Fit, density: str) -> tuple[list[HemiPlan], str, str]:
+    """Both hemispheres on fsaverage's average surfaces."""
+    if fit.space == "fsnative":
+        raise NoInputError(
+            f"sub-{fit.subject} has BOLD in {fit.volume} only, which does not lie on its own surfaces.",
+            "Preprocess into T1w space for fsnative, or choose fsaverage or fsLR.",
+        )
+    meshes = [density] if fit.space == "fsaverage" else ["164k", "10k"]
+    halves = []
+    for hemi in HEMISPHERES:
+        files = _first_there(meshes, hemi)
+        wall = templates.medial_wall("fsaverage", hemi)
+        target = templates.target_sphere(fit.space, density, "fsaverage", hemi)
+        halves.append(
+            HemiPlan(
+                hemi=hemi,
+                white=files["white"],
+                pial=files["pial"],
+                sphere=files["sphere"],
+                target=target,
+                wall=wall[0] if wall else None,
+                wall_sphere=wall[1] if wall else None,
+                n_target=target.n_vertices,
+            )
+        )
+    return halves, "fsaverage", f"group average: {fit.volume} to fsaverage by coordinates"
+
+
+def _first_there(densities: Sequence[str], hemi: str) -> dict[str, str]:
+    for density in densities[:-1]:
+        try:
+            return templates.group_surfaces(hemi, density)
+        except NoInputError:
+            continue
+    return templates.group_surfaces(hemi, densities[-1])
+
+
+def _subcortex(fit: Fit, of: str, warnings: list[str]) -> str | None:
+    """Return the segmentation of the subcortex if it can be used; otherwise say why not."""
+    without = "the grayordinates are those of the cortex only"
+    if of == "betas":
+        warnings.append(f"Betas are carried from {fit.volume}: {without}.")
+        return None
+    missing = [run.label for run in fit.runs if run.subcortex is None]
+    if missing:
+        warnings.append(
+            f"No MNI152NLin6Asym:res-2 volume of {', '.join(missing[:3])}{' ...' * (len(missing) > 3)}: "
+            f"{without}."
+        )
+        return None
+    labels = templates.subcortex_labels()
+    if labels is None:
+        warnings.append(
+            "The segmentation of the subcortex (tpl-MNI152NLin6Asym_res-02_atlas-HCP_dseg.nii.gz) is not in "
+            f"{templates.templates_home()}: {without}."
+        )
+    return labels
+
+
+@lru_cache(maxsize=16)
+def _read(path: str) -> tuple[np.ndarray, np.ndarray]:
+    return read_surface(path)
+
+
+def _check(surface: SurfacePlan, fit: Fit, images: Sequence[Any]) -> None:
+    """Hold the files of each hemisphere together, and against the volumes."""
+    middles = {}
+    for half in surface.hemispheres:
+        white, pial = _read(half.white), _read(half.pial)
+        _same_size(half.white, len(white[0]), half.pial, len(pial[0]))
+        for path in (half.midthickness, half.sphere, half.native_sphere):
+            if path:
+                _same_size(half.white, len(white[0]), path, len(_read(path)[0]))
+        if half.cortex:
+            read_vertices(half.cortex, len(white[0]))
+        if half.wall:
+            read_vertices(half.wall, FSLR_VERTICES["32k"])
+        middles[half.hemi] = (white[0] + pial[0]) / 2
+    left, right = (float(np.median(middles[hemi][:, 0])) for hemi in HEMISPHERES)
+    if left > right:
+        raise DataError(
+            f"{surface.hemispheres[0].white} lies to the right of {surface.hemispheres[1].white} (middles at "
+            f"x = {left:.0f} and {right:.0f} mm): left and right are swapped, or x does not point right.",
+            "Correct the names or the coordinates of the surfaces.",
+        )
+    for run, image in zip(fit.runs, images, strict=True):
+        matrix = points_to_volume(surface, None if run.transform is None else str(run.transform))
+        if not any(_inside(image.grid, points, matrix).any() for points in middles.values()):
+            white = surface.hemispheres[0].white
+            raise DataError(
+                f"{run.bold[0]} does not overlap the cortex of {white}: no vertex lies in the volume.",
+                "Check that both are in one space (affine, mm, transform), or choose another volume.",
+            )
+
+
+def _same_size(one: str, n: int, other: str, m: int) -> None:
+    if n != m:
+        raise DataError(
+            f"{one} has {n} vertices, {other} has {m}.",
+            "Take surfaces and spheres from one reconstruction and density.",
+        )
+
+
+def _inside(grid: Any, points: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+    """Tell which points lie in the volume."""
+    to_voxels = np.linalg.inv(np.asarray(grid.affine)) @ matrix
+    voxels = points @ to_voxels[:3, :3].T + to_voxels[:3, 3]
+    return ((voxels > -0.5) & (voxels < np.array(grid.shape) - 0.5)).all(axis=1)
+
+
+def points_to_volume(surface: SurfacePlan, transform: str | None) -> np.ndarray:
+    """Return the affine (mm) from the surfaces' coordinates to those of a run's volume.
+
+    Parameters
+    ----------
+    surface : SurfacePlan
+    transform : str or None
+        The run's own, from T1w (see :class:`conform_app.bids.plan.RunPlan`).
+    """
+    matrix = np.eye(4)
+    if surface.group_average:
+        matrix = np.array(templates.MNI305_TO_MNI152)
+    if surface.to_volume:
+        matrix = read_affine(surface.to_volume, source="fsnative", target="T1w")
+    if transform:
+        ends = dict(part.split("-", 1) for part in Path(transform).name.split("_") if "-" in part)
+        native = ends["to"] if ends["from"] == "T1w" else ends["from"]
+        matrix = read_affine(transform, source="T1w", target=native) @ matrix
+    return matrix

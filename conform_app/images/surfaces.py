@@ -1,0 +1,263 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Surfaces and transforms <-> files: GIFTI and FreeSurfer meshes, masks of vertices, affine transforms.
+
+A surface is `(coordinates (n, 3) float64 in mm, triangles (m, 3) int32)`.  Coordinates are those of the
+scanner (RAS).  FreeSurfer's own ("tkRAS") have their origin in the middle of its volume: with the volume's
+axes M = [x y z] and centre c, as the file gives them, and T the axes of tkRAS, p_scanner = M T^-1 p + c.
+
+fsaverage meshes are nested: vertices 0 .. n-1 of a finer one are the coarser one.  Its triangles follow: each
+vertex that is added is the middle of a coarse edge, so three added vertices that form a triangle lie within
+one coarse triangle, whose corners are the ends of their edges.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from conform_app.errors import DataError
+from conform_app.images.files import reading, require, writing
+from conform_app.images.gifti import STRUCTURES
+
+Surface = tuple[np.ndarray, np.ndarray]
+
+FSAVERAGE_VERTICES = {"3k": 2562, "10k": 10242, "41k": 40962, "164k": 163842}
+FSLR_VERTICES = {"32k": 32492, "59k": 59292, "164k": 163842}
+_TKRAS = np.array([[-1.0, 0.0, 0.0], [0.0, 0.0, 1.0], [0.0, -1.0, 0.0]])  # columns: its x, y and z axis
+_SCANNER = 1  # NIFTI_XFORM_SCANNER_ANAT
+
+
+def read_surface(path: str | Path) -> Surface:
+    """Read a mesh.
+
+    Parameters
+    ----------
+    path : path
+        ``.surf.gii`` (``.gii.gz`` too), or a FreeSurfer geometry such as ``lh.white``.
+
+    Returns
+    -------
+    coordinates : ndarray of float64, shape (n_vertices, 3)
+        mm, scanner RAS (a sphere: as it is).
+    triangles : ndarray of int32, shape (n_triangles, 3)
+
+    Raises
+    ------
+    NoInputError, FileFaultError
+        There is no such file, or it is damaged.
+    DataError
+        It holds no mesh.
+    """
+    path = require(Path(path))
+    if ".gii" in path.name:
+        return _read_gifti(path)
+    import nibabel.freesurfer as fs
+
+    with reading(path):
+        coordinates, triangles, info = fs.read_geometry(path, read_metadata=True)
+    coordinates = np.asarray(coordinates, dtype=np.float64)
+    if "sphere" not in path.name and len(info.get("cras", ())) == 3:
+        axes = np.column_stack([info["xras"], info["yras"], info["zras"]])
+        coordinates = coordinates @ (axes @ np.linalg.inv(_TKRAS)).T + np.asarray(info["cras"])
+    return coordinates, np.asarray(triangles, dtype=np.int32)
+
+
+def _read_gifti(path: Path) -> Surface:
+    import nibabel
+
+    with reading(path):
+        image = nibabel.load(path)
+        points = image.get_arrays_from_intent("NIFTI_INTENT_POINTSET")
+        faces = image.get_arrays_from_intent("NIFTI_INTENT_TRIANGLE")
+    if len(points) != 1 or len(faces) != 1:
+        raise DataError(
+            f"{path} holds no mesh (one set of points, one of triangles).", "Give a .surf.gii file."
+        )
+    coordinates = np.asarray(points[0].data, dtype=np.float64)
+    # mris_convert leaves the centre of the volume to be added
+    centre = np.array([float(points[0].meta.get(f"VolGeomC_{axis}", 0)) for axis in "RAS"])
+    if centre.any() and getattr(points[0].coordsys, "dataspace", 0) != _SCANNER:
+        coordinates = coordinates + centre
+    return coordinates, np.asarray(faces[0].data, dtype=np.int32)
+
+
+def write_surface(path: str | Path, surface: Surface, hemi: str, kind: str) -> Path:
+    """Write a mesh as GIFTI; the same mesh gives the same bytes.
+
+    Parameters
+    ----------
+    path : path
+        ``.surf.gii``.
+    surface : (coordinates, triangles)
+    hemi : {"L", "R"}
+    kind : str
+        ``midthickness``, ``sphere`` ...; becomes the anatomical structure's second name.
+    """
+    from nibabel.gifti import GiftiCoordSystem, GiftiDataArray, GiftiImage, GiftiMetaData
+
+    second = {"midthickness": "MidThickness", "white": "GrayWhite", "pial": "Pial"}.get(kind, "MidLayer")
+    meta = {"AnatomicalStructurePrimary": STRUCTURES["LR".index(hemi)]}
+    meta |= {"AnatomicalStructureSecondary": second}
+    meta["GeometricType"] = "Spherical" if kind == "sphere" else "Anatomical"
+    points = GiftiDataArray(
+        np.ascontiguousarray(surface[0], np.float32),
+        intent="NIFTI_INTENT_POINTSET",
+        coordsys=GiftiCoordSystem(_SCANNER, _SCANNER),
+        meta=GiftiMetaData(meta),
+    )
+    faces = GiftiDataArray(np.ascontiguousarray(surface[1], np.int32), intent="NIFTI_INTENT_TRIANGLE")
+    faces.coordsys = None
+    whole = {"AnatomicalStructurePrimary": meta["AnatomicalStructurePrimary"]}
+    image = GiftiImage(darrays=[points, faces], meta=GiftiMetaData(whole))
+    with writing(path) as file:
+        file.write(image.to_xml())
+    return Path(path)
+
+
+def read_vertices(path: str | Path, n_vertices: int) -> np.ndarray:
+    """Read a mask of vertices.
+
+    Parameters
+    ----------
+    path : path
+        GIFTI labels or metric (above 0: inside), or a FreeSurfer label such as ``lh.cortex.label``.
+    n_vertices : int
+        Of the mesh.
+
+    Returns
+    -------
+    ndarray of bool, shape (n_vertices,)
+
+    Raises
+    ------
+    DataError
+        The mask is of another mesh.
+    """
+    path = require(Path(path))
+    with reading(path):
+        if ".gii" in path.name:
+            import nibabel
+
+            found = np.asarray(nibabel.load(path).darrays[0].data).ravel() > 0
+            size = found.size
+        else:
+            import nibabel.freesurfer as fs
+
+            vertices = np.asarray(fs.read_label(path), dtype=int)
+            size = n_vertices if not vertices.size or vertices.max() < n_vertices else int(vertices.max()) + 1
+            found = np.zeros(size, dtype=bool)
+            found[vertices] = True
+    if size != n_vertices:
+        raise DataError(
+            f"{path} has {size} vertices, the surface {n_vertices}.", "Take both from one reconstruction."
+        )
+    return found
+
+
+def first_vertices(surface: Surface, n_vertices: int) -> Surface:
+    """Return a coarser fsaverage mesh: the first vertices of a finer one.
+
+    Raises
+    ------
+    DataError
+        The mesh has fewer vertices, or is not nested.
+    """
+    coordinates, triangles = surface
+    while len(coordinates) > n_vertices:
+        n_coarse = (len(coordinates) - 2) // 4 + 2
+        added = (triangles >= n_coarse).all(axis=1)
+        if n_coarse < n_vertices or 4 * int(added.sum()) != len(triangles):
+            raise DataError(
+                f"A mesh of {len(coordinates)} vertices does not hold one of {n_vertices}.",
+                "Give the fsaverage mesh of that density.",
+            )
+        ends = _edge_ends(triangles, n_coarse, len(coordinates))
+        corners = ends[triangles[added] - n_coarse]  # (n, 3 middles, 2 ends)
+        # a corner of the coarse triangle is the end that two neighbouring middles share
+        first, second = corners[:, [0, 1, 2]], corners[:, [1, 2, 0]]
+        shared = np.where((first[..., :1] == second).any(axis=-1), first[..., 0], first[..., 1])
+        coordinates, triangles = coordinates[:n_coarse], shared.astype(np.int32)
+    return coordinates, triangles
+
+
+def _edge_ends(triangles: np.ndarray, n_coarse: int, n_fine: int) -> np.ndarray:
+    """Return the two coarse vertices beside each added one: (n_fine - n_coarse, 2)."""
+    edges = np.concatenate([triangles[:, [0, 1]], triangles[:, [1, 2]], triangles[:, [2, 0]]])
+    edges = np.concatenate([edges, edges[:, ::-1]])
+    edges = np.unique(edges[(edges[:, 0] >= n_coarse) & (edges[:, 1] < n_coarse)], axis=0)
+    if len(edges) != 2 * (n_fine - n_coarse):
+        raise DataError("The mesh is not nested as fsaverage is.", "Give the mesh of the density wanted.")
+    return edges[:, 1].reshape(-1, 2)
+
+
+def read_affine(path: str | Path, *, source: str, target: str) -> np.ndarray:
+    """Read an affine that takes points from one space to another.
+
+    Parameters
+    ----------
+    path : path
+        Text: an ITK transform (LPS; ``from-A_to-B_mode-image`` takes points of B to A), or 4 x 4 numbers
+        (RAS; ``from-A_to-B`` takes points of A to B).  Its name says from where to where.
+    source, target : str
+        Space labels of the points to take and to get.
+
+    Returns
+    -------
+    ndarray of shape (4, 4)
+        In mm, RAS to RAS.
+
+    Raises
+    ------
+    DataError
+        No affine, or one between other spaces.
+    """
+    path = require(Path(path))
+    remedy = "Give BOLD in T1w space instead."
+    with reading(path):
+        text = path.read_text(encoding="utf-8", errors="replace")
+    itk = text.startswith("#Insight")
+    matrix = _itk_matrix(text) if itk else _plain_matrix(text)
+    if matrix is None or not np.isfinite(matrix).all() or abs(np.linalg.det(matrix)) < 1e-6:
+        raise DataError(f"{path} holds no single affine transform.", remedy)
+    parts = dict(part.split("-", 1) for part in path.name.split("_") if "-" in part)
+    ends = (parts.get("from"), parts.get("to"))
+    if itk and parts.get("mode") != "points":
+        ends = ends[::-1]
+    if ends == (source, target):
+        return matrix
+    if ends == (target, source):
+        return np.linalg.inv(matrix)
+    raise DataError(f"{path} does not lead from {source} to {target}.", remedy)
+
+
+def _plain_matrix(text: str) -> np.ndarray | None:
+    try:
+        matrix = np.array(
+            [[float(word) for word in line.split()] for line in text.splitlines() if line.strip()]
+        )
+    except ValueError:
+        return None
+    return matrix if matrix.shape == (4, 4) else None
+
+
+def _itk_matrix(text: str) -> np.ndarray | None:
+    """Return the matrix of an ITK text file with one affine, brought from LPS to RAS."""
+    fields: dict[str, Any] = {}
+    for line in text.splitlines():
+        name, colon, value = line.partition(":")
+        if colon and name in fields:  # several transforms in a row
+            return None
+        if colon:
+            fields[name] = value.split()
+    kind = " ".join(fields.get("Transform", ()))
+    if not kind.startswith(("AffineTransform_", "MatrixOffsetTransformBase_")) or "_3_3" not in kind:
+        return None
+    numbers = np.array(fields["Parameters"], dtype=float)
+    centre = np.array(fields["FixedParameters"], dtype=float)
+    matrix = np.eye(4)
+    matrix[:3, :3] = numbers[:9].reshape(3, 3)
+    matrix[:3, 3] = numbers[9:] + centre - matrix[:3, :3] @ centre
+    flip = np.diag([-1.0, -1.0, 1.0, 1.0])
+    return flip @ matrix @ flip
