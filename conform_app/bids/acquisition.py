@@ -2,7 +2,7 @@
 """How a run was measured: what its sidecars and headers say, kept with the fit.
 
 Studies are compared years after their raw data went elsewhere, so what decides whether two participants can
-be compared travels with the betas: fields of the BOLD sidecar (raw and preprocessed, merged by inheritance), of
+be compared travels with the betas: fields of the BOLD sidecar (raw and preprocessed, merged), of
 the events sidecar (how stimuli were shown), of the raw image's header (voxel size) and the participant's row
 of ``participants.tsv``.  A field that no file has is left out here; that it is *missing* is said by whoever
 lists what should be there (:mod:`conform_app.bids.methodology`).

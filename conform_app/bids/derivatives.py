@@ -189,6 +189,8 @@ def _write_tables(writer: FitWriter) -> None:
         "condition": [number + 1 for number in plan.trials["condition"]],
         "repeat": plan.trials["repeat"],
     }
+    if "split" in plan.trials:
+        columns["split"] = plan.trials["split"]
     writer.table("trials", columns)
     n = len(plan.conditions)
     writer.table(
@@ -353,6 +355,7 @@ def _record(
     return {
         "schema": SCHEMA,
         "fit": fit,
+        "study": dataset.get("study", {}),
         "settings": dataset["altering"],
         "digest": dataset["digest"],
         "inputs": fingerprint(plan, dataset["roots"]),

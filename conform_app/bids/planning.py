@@ -169,6 +169,7 @@ def _columns(table: TrialTable) -> dict[str, list[Any]]:
         "repeat": table.repeat.tolist(),
         "stim_id": list(table.stim_id),
         "trial_type": list(table.trial_type),
+        **({"split": list(table.split)} if set(table.split) != {"n/a"} else {}),
     }
 
 

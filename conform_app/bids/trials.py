@@ -26,6 +26,7 @@ from conform_app.bids.events import (
     read_events,
 )
 from conform_app.bids.layout import natural
+from conform_app.bids.studies import drop_immediate_repeats, name_stimuli, own_split
 from conform_app.errors import DataError, NoInputError, UsageError
 from conform_app.settings import EventSettings
 
@@ -57,7 +58,9 @@ class TrialTable:
     repeat : ndarray of shape (n_trials,), int
         Which presentation of its condition in the fit, from 1.
     stim_id, trial_type : tuple of str
-        Labels as written in the events; ``n/a`` where there is none.
+        Labels as in the events (the stimulus by the pattern asked for); ``n/a`` where there is none.
+    split : tuple of str
+        ``train``, ``test`` or ``artificial`` as the settings tell the dataset's own split; else ``n/a``.
     conditions : tuple of str
         Stimulus names in natural order.
     stim_column : str
@@ -77,6 +80,7 @@ class TrialTable:
     repeat: np.ndarray
     stim_id: tuple[str, ...]
     trial_type: tuple[str, ...]
+    split: tuple[str, ...]
     conditions: tuple[str, ...]
     stim_column: str
     run_labels: tuple[str | None, ...] = field(repr=False)
@@ -189,6 +193,8 @@ def build_trials(
     per_run = []
     for n, rows in enumerate(tables):
         kept = _with_stimulus(rows, column, warnings)
+        if settings.skip_immediate_repeats:
+            kept = drop_immediate_repeats(rows, kept, column)
         end = None if run_durations is None else float(run_durations[n])
         trials = _read_trials(kept, column, settings)
         if settings.block_column is not None:
@@ -213,7 +219,7 @@ def build_trials(
         warnings.append(
             f"Trials are {np.median(gaps):.1f} s apart (median), too close to tell apart well{hint}."
         )
-    return _table(fit, per_run, column, warnings)
+    return own_split(_table(fit, per_run, column, warnings), fit.task, settings)
 
 
 def _table(fit: Fit, per_run: Sequence[Sequence[_Trial]], column: str, warnings: Sequence[str]) -> TrialTable:
@@ -237,6 +243,7 @@ def _table(fit: Fit, per_run: Sequence[Sequence[_Trial]], column: str, warnings:
         repeat=repeat,
         stim_id=tuple(trial.stim for _, trial in flat),
         trial_type=tuple(trial.trial_type for _, trial in flat),
+        split=("n/a",) * len(flat),
         conditions=conditions,
         stim_column=column,
         run_labels=tuple(r.run for r in fit.runs),
@@ -259,6 +266,7 @@ def _with_stimulus(rows: EventRows, column: str, warnings: list[str]) -> EventRo
 def _read_trials(rows: EventRows, column: str, settings: EventSettings) -> list[_Trial]:
     """One trial a row, with onset and duration checked to be numbers."""
     onset, duration = rows.numbers("onset"), rows.numbers("duration")
+    onset = [value + settings.onset_shift for value in onset]
     lines = [int(line) for line in rows.table.index]
     bad = [line for line, value in zip(lines, onset, strict=True) if not math.isfinite(value)]
     if bad:
@@ -284,7 +292,7 @@ def _read_trials(rows: EventRows, column: str, settings: EventSettings) -> list[
             f"{rows.path}, {lines_text(bad)}: the duration is not a number of seconds, 0 or more.",
             "Correct it, or set one for all trials with --stim-duration.",
         )
-    stim, kind = rows.labels(column), rows.labels("trial_type")
+    stim, kind = name_stimuli(rows.labels(column), settings.stim_pattern), rows.labels("trial_type")
     return [_Trial(*values) for values in zip(onset, duration, stim, kind, lines, strict=True)]
 
 

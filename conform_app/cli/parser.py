@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The command line, made from the dataclasses in :mod:`conform_app.settings`.
 
-Values come in three layers: the defaults of the fields, the TOML file of ``--config-file`` over them, and the
-command line over both.  So the parser holds no default: an option that is not given is absent.  Nothing
-heavy is imported here, and nothing is read but the files that the arguments name.
+Values come in layers: the defaults of the fields, the recipe of a study (``--recipe``), the TOML file of
+``--config-file``, the command line; each goes before those named earlier.  So the parser holds no default: an
+option that is not given is absent.  Nothing heavy is imported here, and nothing is read but
+the files that the arguments name.
 """
 
 from __future__ import annotations
@@ -16,7 +17,15 @@ from typing import Any, NoReturn
 
 from conform_app import __version__
 from conform_app.errors import UnknownLevelError, UsageError
-from conform_app.settings import ENTITY_LABELS, GROUPS, Settings, from_toml, merged
+from conform_app.settings import (
+    ENTITY_LABELS,
+    GROUPS,
+    Settings,
+    from_toml,
+    merged,
+    recipe_names,
+    with_recipe,
+)
 
 LEVELS = ("participant", "group")
 
@@ -29,6 +38,8 @@ examples:
   conform /data/ds /out participant --dry-run
   conform /data/ds /out participant --participant-label 01 02 -d fmriprep=/data/fmriprep
   conform /data/ds /out participant --output-spaces fsLR:den-91k --fit-level subject --nprocs 8 --mem 32G
+  conform /data/ds /out participant --recipe BOLD5000
+  conform /data/ds /out group -d conform_NSD=/results/nsd conform_BMD=/results/bmd
 
 exit codes: 0 done; 1 a fit crashed; 16 invalid BIDS; 17 unknown level; 18 nothing selected; 64 usage;
 65 data; 66 no input; 73 cannot write; 74 damaged file; 75 busy, try again; 127 missing program"""
@@ -67,6 +78,12 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"CONFORM {__version__}")
     parser.add_argument(
         "--config-file", metavar="FILE", help="TOML file with settings; the command line goes first"
+    )
+    parser.add_argument(
+        "--recipe",
+        metavar="NAME_OR_FILE",
+        help=f"settings of a known study, below those of the config file: {', '.join(recipe_names())}, or a "
+        "TOML file of one's own",
     )
     for name, cls in GROUPS.items():
         group = parser.add_argument_group(f"{name} ({cls.__doc__.rstrip('.').lower()})")
@@ -114,6 +131,9 @@ def parse(argv: Sequence[str] | None = None) -> Settings:
         output_dir=Path(given.pop("output_dir")).absolute(),
         analysis_level=given.pop("analysis_level"),
     )
+    recipe = given.pop("recipe", None)
+    if recipe is not None:
+        base = with_recipe(base, recipe)
     config = given.pop("config_file", None)
     if config is not None:
         base = from_toml(Path(config), base)
@@ -124,8 +144,8 @@ def parse(argv: Sequence[str] | None = None) -> Settings:
             continue
         if name in ENTITY_LABELS:
             value = read_labels(value, ENTITY_LABELS[name])
-        elif name == "derivatives":
-            value = read_derivatives(value)
+        elif name in ("derivatives", "stimuli"):
+            value = read_derivatives(value, name)
         changes.setdefault(section, {})[name] = value
     return with_plain_labels(merged(base, changes, "command line"))
 
@@ -149,7 +169,7 @@ def with_plain_labels(settings: Settings) -> Settings:
     return merged(settings, {"inputs": plain}, "labels")
 
 
-def read_derivatives(words: Sequence[str]) -> tuple[tuple[str, str], ...]:
+def read_derivatives(words: Sequence[str], option: str = "derivatives") -> tuple[tuple[str, str], ...]:
     """Return (name, absolute path) pairs from ``NAME=PATH`` or ``PATH``, in the order given.
 
     Raises
@@ -164,9 +184,9 @@ def read_derivatives(words: Sequence[str]) -> tuple[tuple[str, str], ...]:
             name, path = Path(word).name, word
         if name in pairs:
             raise UsageError(
-                f"--derivatives: two folders are named '{name}'.", "Give each as NAME=PATH with its own NAME."
+                f"--{option}: two folders are named '{name}'.", "Give each as NAME=PATH with its own NAME."
             )
         if not Path(path).is_dir():
-            raise UsageError(f"--derivatives: {path} is not a folder.", "Check the path.")
+            raise UsageError(f"--{option}: {path} is not a folder.", "Check the path.")
         pairs[name] = str(Path(path).absolute())
     return tuple(pairs.items())

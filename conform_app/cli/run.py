@@ -7,6 +7,7 @@ says with which exit code the run ends and why.
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -195,6 +196,7 @@ def dataset_facts(session: Session, wanted: tuple[str, ...]) -> dict[str, Any]:
         "altering": settings.altering(),
         "roots": session.roots,
         "wanted": list(wanted),
+        "study": {name: value for name, value in asdict(settings.study).items() if value is not None},
         "version": __version__,
     }
 

@@ -12,24 +12,32 @@ from conform_app.settings.groups import (
     ENTITY_LABELS,
     GROUPS,
     EventSettings,
+    GroupSettings,
     InputSettings,
     ModelSettings,
     ResourceSettings,
     RunSettings,
+    StudySettings,
 )
+from conform_app.settings.recipes import find_recipe, recipe_names, with_recipe
 from conform_app.settings.whole import Settings, from_toml, merged, to_toml
 
 __all__ = [
     "ENTITY_LABELS",
     "GROUPS",
     "EventSettings",
+    "GroupSettings",
     "InputSettings",
     "ModelSettings",
     "ResourceSettings",
     "RunSettings",
     "Settings",
+    "StudySettings",
+    "find_recipe",
     "from_toml",
     "merged",
     "parse_memory",
+    "recipe_names",
     "to_toml",
+    "with_recipe",
 ]

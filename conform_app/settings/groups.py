@@ -101,6 +101,37 @@ class EventSettings:
         metavar="SECONDS",
         alters=True,
     )
+    onset_shift: float = option(
+        0.0,
+        "seconds added to every onset, where events are counted from later than the first volume",
+        kind="float",
+        metavar="SECONDS",
+        alters=True,
+    )
+    stim_pattern: str | None = option(
+        None,
+        "regular expression whose first group (or whole match) is the stimulus's name within its column, for "
+        'example "([^/]+)$" for what follows the last slash; a name that does not match stays as it is',
+        metavar="REGEX",
+        alters=True,
+    )
+    skip_immediate_repeats: bool = option(
+        False,
+        "drop a row that shows the stimulus of the row before it again (one-back tasks)",
+        kind="bool",
+        alters=True,
+    )
+    test_trials: str | None = option(
+        None,
+        "the dataset's own test set, as a pandas query on the trial table (session, run, task, trial_type, "
+        'stim_id, n_trials: how often the stimulus was shown in the fit), for example "n_trials > 1"; the '
+        "other trials are train",
+        metavar="QUERY",
+        alters=True,
+    )
+    artificial_trials: str | None = option(
+        None, "trials of artificial stimuli, likewise", metavar="QUERY", alters=True
+    )
 
 
 @dataclass(frozen=True)
@@ -191,6 +222,101 @@ class ModelSettings:
 
 
 @dataclass(frozen=True)
+class StudySettings:
+    """Which study this is."""
+
+    dataset_name: str | None = option(
+        None,
+        "short name of the dataset in collections, of letters and digits (default: from its folder)",
+        metavar="NAME",
+    )
+    dataset_long_name: str | None = option(None, "its full name", metavar="NAME")
+    visual_angle: float | None = option(
+        None, "width of the stimuli in degrees of visual angle", kind="float", metavar="DEGREES"
+    )
+    publication_url: str | None = option(None, "address of its publication", metavar="URL")
+    code_url: str | None = option(None, "address of its code", metavar="URL")
+    owner_name: str | None = option(None, "whom to ask about the data", metavar="NAME")
+    owner_email: str | None = option(None, "and under which address", metavar="ADDRESS")
+
+
+@dataclass(frozen=True)
+class GroupSettings:
+    """What the group level makes of participants' results."""
+
+    pool_space: str | None = option(
+        None,
+        "space of the collection, as SPACE[:den-y] (default: the surface space that most participants have)",
+        metavar="SPACE",
+    )
+    beta_type: str = option(
+        "best",
+        "single-trial betas to merge: a GLM type, or of each participant the last type written (D before C; "
+        "B where stimuli do not repeat)",
+        choices=("best", "A", "B", "C", "D"),
+    )
+    pool: str = option(
+        "compatible",
+        "whom to merge: compatible participants (same CONFORM version, preprocessing program and settings of "
+        "the model), or all that are compliant (the format and the space agree)",
+        choices=("compatible", "compliant"),
+    )
+    split: str = option(
+        "auto",
+        "table (TSV with the columns dataset, stim_id and split) that says which stimuli are train, test or "
+        "artificial; auto: each dataset's own, and for a dataset that has none one by --split-rule",
+        metavar="FILE",
+    )
+    split_rule: str = option(
+        "stimulus",
+        "split of a dataset that has none of its own: whole stimuli, whole runs, or the fifth of a "
+        "participant's stimuli that are farthest from the others (needs --features)",
+        choices=("stimulus", "run", "distance"),
+    )
+    features: str | None = option(
+        None,
+        "features of the stimuli (.npz with an array a stimulus, or names and values; .npy with a .txt of "
+        "names beside it), from which near-duplicates are found",
+        kind="path",
+        metavar="FILE",
+    )
+    similarity_threshold: float = option(
+        0.8196,
+        "cosine similarity above which two stimuli are near-duplicates; the default was published for "
+        "DreamSim features (the similarity of two nearby frames of one clip) and means nothing for others",
+        kind="float",
+        metavar="X",
+    )
+    aliases: str | None = option(
+        None,
+        "table (TSV with the columns dataset, stim_id and name) that gives stimuli the names by which they "
+        "are known across datasets",
+        kind="path",
+        metavar="FILE",
+    )
+    stimuli: tuple[tuple[str, str], ...] = option(
+        (),
+        "folders with the stimulus files of datasets, as DATASET=PATH: equal files are one stimulus",
+        kind="derivative",
+        many=True,
+        metavar="DATASET=PATH",
+    )
+    beta_dtype: str = option(
+        "float32", "numbers in which the collection keeps betas", choices=("float32", "float16")
+    )
+    export_hdf5: bool = option(False, "also write one MOSAIC-compliant HDF5 file a participant", kind="bool")
+    remove_participant: tuple[str, ...] = option(
+        (), "participants to take out of the collection, as sub-01_DATASET", many=True, metavar="NAME"
+    )
+    merge_step: str = option(
+        "all",
+        "part of the group level to run: participants (jobs of a cluster, with --participant-label, several "
+        "at once), seal (once, after them), or all",
+        choices=("all", "participants", "seal"),
+    )
+
+
+@dataclass(frozen=True)
 class ResourceSettings:
     """What the run may use."""
 
@@ -260,6 +386,8 @@ GROUPS: dict[str, type] = {
     "inputs": InputSettings,
     "events": EventSettings,
     "model": ModelSettings,
+    "study": StudySettings,
+    "group": GroupSettings,
     "resources": ResourceSettings,
     "run": RunSettings,
 }

@@ -15,10 +15,12 @@ from conform_app.settings.declare import checked
 from conform_app.settings.groups import (
     GROUPS,
     EventSettings,
+    GroupSettings,
     InputSettings,
     ModelSettings,
     ResourceSettings,
     RunSettings,
+    StudySettings,
 )
 
 
@@ -31,7 +33,7 @@ class Settings:
     bids_dir, output_dir : Path
         Absolute paths.
     analysis_level : {"participant", "group"}
-    inputs, events, model, resources, run : dataclass
+    inputs, events, model, study, group, resources, run : dataclass
         The groups above.
     """
 
@@ -41,6 +43,8 @@ class Settings:
     inputs: InputSettings = field(default_factory=InputSettings)
     events: EventSettings = field(default_factory=EventSettings)
     model: ModelSettings = field(default_factory=ModelSettings)
+    study: StudySettings = field(default_factory=StudySettings)
+    group: GroupSettings = field(default_factory=GroupSettings)
     resources: ResourceSettings = field(default_factory=ResourceSettings)
     run: RunSettings = field(default_factory=RunSettings)
 
