@@ -1,0 +1,184 @@
+# SPDX-License-Identifier: Apache-2.0
+r"""How alike two stimuli are: cosine similarity of their embeddings.
+
+    s(a, b) = <e_a, e_b> / (|e_a| |e_b|)
+
+`THRESHOLD` = 0.8196 is the cut MOSAIC publishes for DreamSim embeddings (default ensemble; of a video, the
+mean over its frames).  It was derived from how alike two frames of one three-second clip are, and means
+nothing for embeddings of another kind: those need a cut of their own.
+
+Products are float32 in blocks; a pair within 1e-4 of the cut is computed again in float64, so that the
+decision depends neither on the block size nor on the order of summation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from conform_app.errors import DataError
+
+THRESHOLD = 0.8196
+"""Cosine similarity of DreamSim embeddings above which two stimuli count as near-duplicates."""
+
+THRESHOLD_ORIGIN = (
+    "0.8196 is the cut that MOSAIC uses with DreamSim embeddings, derived from the similarity of two frames "
+    "of the same short video clip; for other embeddings it has no meaning and a threshold should be given."
+)
+
+_BLOCK = 2048
+_CLOSE = 1e-4
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """Unit vectors of stimuli.
+
+    Attributes
+    ----------
+    names : tuple of str
+    vectors : ndarray, (n, d) float32
+        Rows of length 1.
+    """
+
+    names: tuple[str, ...]
+    vectors: np.ndarray
+
+    @classmethod
+    def of(cls, given: Mapping[str, np.ndarray] | Embeddings | None) -> Embeddings:
+        """Take a mapping from name to vector (an opened ``.npz`` will do) and normalise it.
+
+        Raises
+        ------
+        DataError
+            If vectors differ in length, or one is zero or not finite.
+        """
+        if isinstance(given, cls):
+            return given
+        if not given:
+            return cls((), np.zeros((0, 1), np.float32))
+        names = tuple(given)
+        rows = [np.asarray(given[name], dtype=np.float64).ravel() for name in names]
+        lengths = {row.size for row in rows}
+        if len(lengths) > 1:
+            raise DataError(
+                f"Embeddings have {len(lengths)} different lengths ({sorted(lengths)[:4]}).",
+                "All embeddings must come from one model.",
+            )
+        vectors = np.stack(rows)
+        norm = np.linalg.norm(vectors, axis=1)
+        bad = ~(np.isfinite(norm) & (norm > 0))
+        if bad.any():
+            raise DataError(
+                f"The embedding of {names[int(bad.argmax())]} is zero or not finite ({int(bad.sum())} in all).",
+                "Compute it again, or leave the stimulus out of the embeddings.",
+            )
+        return cls(names, (vectors / norm[:, None]).astype(np.float32))
+
+    def take(self, names: Iterable[str]) -> tuple[list[str], np.ndarray]:
+        """Those of the names that have an embedding, in the order given, and their vectors."""
+        place = {name: i for i, name in enumerate(self.names)}
+        kept = [name for name in names if name in place]
+        return kept, self.vectors[[place[name] for name in kept]]
+
+
+def _products(a: np.ndarray, b: np.ndarray) -> Iterator[tuple[int, int, np.ndarray]]:
+    for i in range(0, len(a), _BLOCK):
+        for j in range(0, len(b), _BLOCK):
+            yield i, j, a[i : i + _BLOCK] @ b[j : j + _BLOCK].T
+
+
+def _exact(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Row-wise cosine in float64."""
+    a, b = a.astype(np.float64), b.astype(np.float64)
+    return np.einsum("nd,nd->n", a, b) / (np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1))
+
+
+def pairs_above(
+    a: np.ndarray, b: np.ndarray | None, threshold: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """All pairs more similar than the threshold.
+
+    Parameters
+    ----------
+    a : ndarray, (n, d)
+        Unit vectors.
+    b : ndarray, (m, d), or None
+        Unit vectors; None: pairs within a, each once.
+    threshold : float
+        Strict: a pair at the threshold is not above it.
+
+    Returns
+    -------
+    first, second : ndarray, (n_pairs,) int64
+        Rows of a and of b, in order.
+    similarity : ndarray, (n_pairs,) float64
+    """
+    within, b = b is None, a if b is None else b
+    first, second = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
+    for i, j, product in _products(a, b):
+        if within and j + _BLOCK <= i:
+            continue
+        row, column = np.nonzero(product > threshold - _CLOSE)
+        row, column = row + i, column + j
+        keep = row < column if within else slice(None)
+        first.append(row[keep])
+        second.append(column[keep])
+    row, column = np.concatenate(first), np.concatenate(second)
+    order = np.lexsort((column, row))
+    row, column = row[order], column[order]
+    value = _exact(a[row], b[column])
+    above = value > threshold
+    return row[above], column[above], value[above]
+
+
+def nearest(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """For each row of a, the most similar row of b.
+
+    Parameters
+    ----------
+    a, b : ndarray, (n, d) and (m, d)
+        Unit vectors.
+
+    Returns
+    -------
+    index : ndarray, (n,) int64
+        Row of b, the first of equal ones; -1 where b is empty.
+    similarity : ndarray, (n,) float64
+        NaN where b is empty.
+    """
+    index, best = np.full(len(a), -1), np.full(len(a), -np.inf, np.float32)
+    for i, j, product in _products(a, b):
+        column = product.argmax(axis=1)
+        value = np.take_along_axis(product, column[:, None], axis=1)[:, 0]
+        better = value > best[i : i + _BLOCK]
+        best[i : i + _BLOCK][better] = value[better]
+        index[i : i + _BLOCK][better] = column[better] + j
+    found = index >= 0
+    similarity = np.full(len(a), np.nan)
+    similarity[found] = _exact(a[found], b[index[found]])
+    return index, similarity
+
+
+def median_distance(vectors: np.ndarray) -> np.ndarray:
+    """Median cosine distance of each row to all others.
+
+    Parameters
+    ----------
+    vectors : ndarray, (n, d)
+        Unit vectors.
+
+    Returns
+    -------
+    ndarray, (n,) float64
+    """
+    out = np.full(len(vectors), np.nan)
+    for i in range(0, len(vectors), 256):
+        product = vectors[i : i + 256].astype(np.float64) @ vectors.T.astype(np.float64)
+        rows = np.arange(len(product))
+        product[rows, rows + i] = np.nan
+        if len(vectors) > 1:
+            out[i : i + 256] = np.nanmedian(1.0 - product, axis=1)
+    return out
