@@ -271,7 +271,7 @@ class GroupSettings:
         "stimulus",
         "split of a dataset that has none of its own: whole stimuli, whole runs, or the fifth of a "
         "participant's stimuli that are farthest from the others (needs --features)",
-        choices=("stimulus", "run", "distance"),
+        choices=("stimulus", "run", "farthest"),
     )
     features: str | None = option(
         None,
@@ -286,6 +286,12 @@ class GroupSettings:
         "DreamSim features (the similarity of two nearby frames of one clip) and means nothing for others",
         kind="float",
         metavar="X",
+    )
+    same_name: str = option(
+        "check",
+        "one name with different content in two datasets: look at --features and refuse where they cannot "
+        "tell, take it for one stimulus (crops of one picture), or keep the datasets' versions apart",
+        choices=("check", "same", "separate"),
     )
     aliases: str | None = option(
         None,
