@@ -23,9 +23,10 @@ from conform_app.images import templates
 from conform_app.images.surfaces import FSLR_VERTICES, read_affine, read_surface, read_vertices
 
 _REGISTRATION = {
-    "msmsulc": "MSMSulc to fsLR",
-    "fsLR": "FreeSurfer's folding registration, taken to fsLR",
-    "fsaverage": "FreeSurfer's folding registration to fsaverage",
+    "msmsulc": "MSMSulc sphere in fsLR",
+    "fsLR": "desc-reg sphere in fsLR",
+    "fsaverage": "sphere registered to fsaverage",
+    "approx": "the group average's own sphere: nothing of this person was registered",
 }
 
 
@@ -55,6 +56,11 @@ def plan_surface(fit: Fit, of: str, *, images: Sequence[Any]) -> tuple[SurfacePl
         Surfaces and spheres of different vertex counts, hemispheres swapped, a volume elsewhere.
     """
     density = templates.check_target(fit.space, fit.den)
+    if of == "betas" and len(fit.runs) > 1 and fit.runs[0].transform is not None:
+        raise DataError(
+            f"{fit.name}: the runs are on grids of their own, so no betas of all runs can be fitted there.",
+            "Carry the time series (--surface-of timeseries), or preprocess into T1w space.",
+        )
     warnings: list[str] = []
     if fit.surfaces is None:
         halves, coordinates, how = _group_halves(fit, density)
@@ -104,7 +110,8 @@ def _own_halves(fit: Fit, density: str) -> tuple[list[HemiPlan], str, str]:
         )
     coordinates = order[0]
     name = fit.surfaces.left.registered[coordinates].name
-    how = _REGISTRATION["msmsulc" if "msmsulc" in name else coordinates]
+    kind = "approx" if fit.surfaces.desc == "approx" else "msmsulc" if "msmsulc" in name else coordinates
+    how = _REGISTRATION[kind]
     if coordinates != fit.space:
         how += f", and from there to {fit.space} by HCP's atlas spheres"
     halves = [

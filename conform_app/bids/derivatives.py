@@ -17,6 +17,7 @@ from conform_app.bids.naming import build_name, build_names, product, sidecar_na
 from conform_app.bids.plan import FitPlan
 from conform_app.bids.provenance import sidecar, software_versions, write_json, write_tsv
 from conform_app.bids.record import SCHEMA, fingerprint, record_path
+from conform_app.bids.registered import write_registration
 from conform_app.images import open_run, write_maps
 from conform_app.images.arrays import load_arrays, load_meta, save_arrays
 
@@ -124,7 +125,7 @@ class FitWriter:
             key,
             self.plan.entities,
             grid=self.grid,
-            sources=[*self.plan.bold_files(), *self.plan.side_files()],
+            sources=self.plan.input_files(),
             roots=self.dataset["roots"],
             output_dir=self.root,
             configuration_hash=self.dataset["digest"],
@@ -137,7 +138,7 @@ class FitWriter:
 
 def write_fit(
     plan: FitPlan, *, glm_file: Path, reliability_file: Path, psn_file: Path, model: dict[str, Any],
-    dataset: dict[str, Any], save_residuals: bool,
+    dataset: dict[str, Any], save_residuals: bool, surface_file: Path | None = None,
 ) -> Path:  # fmt: skip
     """Write every file of a fit.
 
@@ -152,6 +153,8 @@ def write_fit(
         See :class:`FitWriter`.
     save_residuals : bool
         Also write what PSN took out of each trial.
+    surface_file : Path, optional
+        What the surface step left, for a fit that was carried there.
 
     Returns
     -------
@@ -173,6 +176,11 @@ def write_fit(
         if save_residuals:
             _write_residuals(writer, glm_file, psn_file, psn_meta["glm_type"])
     record = _record(writer, glm, meta, psn_file, psn_meta, model)
+    if surface_file is not None:
+        found = write_registration(writer, surface_file)
+        record["surface"] = found["summary"]
+        for name in ("account", "warnings"):
+            record[name] = [*found[name], *record[name]]
     return write_json(record_path(writer.root, plan), record)
 
 

@@ -213,6 +213,25 @@ def build_names(
     return (build_name(key, entities, kind, glm_type=glm_type, **more),)
 
 
+def anat_name(key: str, labels: Mapping[str, Any]) -> str:
+    """Build the name of a file of a registration, relative to the output folder.
+
+    Parameters
+    ----------
+    key : str
+        ``resampling`` or ``midthickness``.
+    labels : mapping
+        ``sub``, ``hemi``, ``space`` and, where they apply, ``ses``, ``den``, ``desc``.
+    """
+    row = _table()["anat"][key]
+    clean = {name: _clean(name, value) for name, value in labels.items() if value}
+    if row["suffix"] == "xfm":
+        clean |= {"from": "fsnative", "to": clean.pop("space"), "mode": "points"}
+    order = ("sub", "ses", "hemi", "space", "den", "from", "to", "mode", "desc")
+    stem = "_".join(f"{name}-{clean[name]}" for name in order if name in clean)
+    return f"{_folder(clean)}/anat/{stem}_{row['suffix']}{row['extension']}"
+
+
 def figure_name(desc: str, entities: Mapping[str, Any], extension: str = ".svg") -> str:
     """Build the name of a figure of the report: ``sub-01/figures/sub-01..._desc-rsquared_bold.svg``."""
     labels = {name: label for name, label in _labels(entities).items() if label}

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -159,6 +159,10 @@ class FitPlan:
         """Every mask, confounds and events file."""
         paths = [p for run in self.runs for p in (*run.mask, run.confounds, run.events) if p]
         return list(dict.fromkeys(paths))
+
+    def in_volume(self) -> FitPlan:
+        """The same fit in the volumes that it is carried from."""
+        return replace(self, kind="volume", surface=None)
 
     def input_files(self) -> list[str]:
         """Every file that the fit comes from; those carried to a surface stand for what they became."""

@@ -43,6 +43,7 @@ def run(settings: Settings) -> int:
             "Run 'participant'; its outputs stay valid for it.",
         )
     from conform_app.bids.dataset import check_folders, check_output, write_dataset
+    from conform_app.images.templates import LINKS
 
     work_dir = Path(settings.resources.work_dir or default_work_dir(settings.output_dir)).absolute()
     check_folders(
@@ -61,7 +62,7 @@ def run(settings: Settings) -> int:
         "version": __version__,
         "configuration": settings.altering(),
         "configuration_hash": settings.digest(),
-        "inputs": session.roots,
+        "inputs": session.roots | {name: url for name, url in LINKS.items() if name in session.roots},
         "overwrite": settings.run.overwrite,
     }
     write_dataset(settings.output_dir, **dataset)

@@ -18,6 +18,11 @@ from pathlib import Path
 from conform_app.errors import NoInputError, UsageError
 from conform_app.images.surfaces import FSAVERAGE_VERTICES, FSLR_VERTICES
 
+#: Where the datasets that hold templates live, whatever this machine's copy.
+LINKS = {
+    "templateflow": "https://github.com/templateflow/templateflow",
+    "nilearn": "https://github.com/nilearn/nilearn",
+}
 _STORE = "templateflow.s3.amazonaws.com"
 _SIDE = {"L": "left", "R": "right"}
 #: From FreeSurfer's MNI305 (the coordinates of fsaverage) to MNI152, mm: FreeSurfer's CoordinateSystems page.

@@ -6,7 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from nipype.interfaces.base import File, traits
+from nipype.interfaces.base import File, isdefined, traits
 
 from conform_app.bids.derivatives import write_fit
 from conform_app.bids.plan import FitPlan
@@ -19,6 +19,7 @@ class WriteDerivativesInputSpec(PlanInputSpec):
     glm_file = File(exists=True, mandatory=True)
     reliability_file = File(exists=True, mandatory=True)
     psn_file = File(exists=True, mandatory=True)
+    surface_file = File(exists=True, desc="what the surface step left")
     model = traits.Dict(mandatory=True, desc="ModelSettings as a dictionary")
     dataset = traits.Dict(mandatory=True, desc="see conform_app.bids.derivatives.FitWriter")
     save_residuals = traits.Bool(False, usedefault=True)
@@ -40,5 +41,6 @@ class WriteDerivatives(FitInterface):
             model=self.inputs.model,
             dataset=self.inputs.dataset,
             save_residuals=self.inputs.save_residuals,
+            surface_file=Path(self.inputs.surface_file) if isdefined(self.inputs.surface_file) else None,
         )
         return {"out_file": str(record)}

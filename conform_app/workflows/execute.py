@@ -17,7 +17,13 @@ from typing import Any
 from conform_app.errors import FileFaultError, TemporaryError, UsageError
 
 LOGGER = logging.getLogger("conform")
-STEPS = {"glmsingle": "GLMsingle", "reliability": "reliability", "psn": "PSN", "write": "writing files"}
+STEPS = {
+    "surface": "carrying to the surface",
+    "glmsingle": "GLMsingle",
+    "reliability": "reliability",
+    "psn": "PSN",
+    "write": "writing files",
+}
 
 
 def read_plugin(path: str | None, nprocs: int, memory: int) -> dict[str, Any]:

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The workflow of one fit: GLMsingle, then reliability and PSN side by side, then the files."""
+"""The workflow of one fit: GLMsingle, then reliability and PSN side by side, then the files.
+
+Where volumes are carried to a surface, that step comes before GLMsingle (time series) or after it (betas).
+"""
 
 from __future__ import annotations
 
@@ -9,11 +12,12 @@ from typing import Any
 
 from nipype.pipeline.engine import Node, Workflow
 
-from conform_app.bids.plan import FitPlan
+from conform_app.bids.plan import FitPlan, write_plan
 from conform_app.interfaces.derivatives import WriteDerivatives
 from conform_app.interfaces.glm import GLMsingle
 from conform_app.interfaces.psn import PSNDenoise
 from conform_app.interfaces.reliability import Reliability
+from conform_app.interfaces.surface import CarryBetas, CarrySeries
 from conform_app.settings import ModelSettings
 
 GIB = 1 << 30
@@ -94,4 +98,28 @@ def init_fit_wf(
             (psn, write, [("out_file", "psn_file")]),
         ]
     )
+    if plan.surface is not None:
+        _carry(workflow, plan, plan_file, node, common, gib)
     return workflow
+
+
+def _carry(
+    workflow: Workflow, plan: FitPlan, plan_file: Path, node: Any, common: dict[str, Any], gib: float
+) -> None:
+    """Put the surface step before the GLM, or between it and the steps that use its betas."""
+    glm, write = workflow.get_node("glmsingle"), workflow.get_node("write")
+    users = [workflow.get_node(name) for name in ("reliability", "psn", "write")]
+    if plan.surface.of == "timeseries":
+        step = node(CarrySeries(in_files=plan.surface.files(), **common), "surface", gib)
+        workflow.connect(step, "bold_files", glm, "bold_files")
+        users.append(glm)
+    else:
+        glm.inputs.plan_file = str(write_plan(plan.in_volume(), plan_file.parent / "volume" / plan_file.name))
+        step = node(CarryBetas(in_files=plan.surface.files(), **common), "surface", gib)
+        for user in users:
+            workflow.disconnect(glm, "out_file", user, "glm_file")
+            workflow.connect(step, "glm_file", user, "glm_file")
+        workflow.connect(glm, "out_file", step, "glm_file")
+    for user in users:
+        workflow.connect(step, "plan_file", user, "plan_file")
+    workflow.connect(step, "out_file", write, "surface_file")
