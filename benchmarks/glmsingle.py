@@ -12,7 +12,7 @@ is timed as well where it can be imported (module ``glmsingle``).
 from __future__ import annotations
 
 import argparse
-import importlib.util
+import importlib.machinery
 import multiprocessing
 import os
 import resource
@@ -88,17 +88,20 @@ def ours(size: Size, n_threads: int, device: str, max_memory: float | None, queu
     queue.put(measure(lambda: fit_glmsingle(data, simulation.arrays, size.stimdur, size.tr, **more)))
 
 
-def has_reference() -> bool:
-    """Whether the reference can be imported; this file, of the same name, does not count."""
+def without_this_folder() -> list[str]:
+    """``sys.path`` without the folder of this file, whose name is that of the reference's package."""
     here = os.path.dirname(os.path.abspath(__file__))
-    sys.path[:] = [p for p in sys.path if os.path.abspath(p or ".") != here]
-    found = importlib.util.find_spec("glmsingle")
-    return found is not None and found.submodule_search_locations is not None
+    return [p for p in sys.path if os.path.abspath(p or ".") != here]
+
+
+def has_reference() -> bool:
+    """Whether the reference can be imported."""
+    return importlib.machinery.PathFinder.find_spec("glmsingle", without_this_folder()) is not None
 
 
 def theirs(size: Size, queue) -> None:
     """Time the reference's fit, without its files."""
-    has_reference()
+    sys.path[:] = without_this_folder()
     sys.modules.pop("glmsingle", None)
     from glmsingle.glmsingle import GLM_single
 

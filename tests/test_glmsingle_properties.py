@@ -118,6 +118,10 @@ def test_bad_voxel_changes_no_other(case, whole, kind):
     assert result.valid[others].all()
     assert np.isnan(result.type_d.betas[20]).all()
     assert not result.type_c.noise_pool[20]
+    runs = "runs 1, 2 and 3" if kind in ("zero", "constant") else "run 2"
+    assert any(
+        text.startswith("Left out of 61 voxels: 1 ") and f"({runs})" in text for text in result.warnings
+    )
     same(result, whole, others)
 
 
@@ -300,7 +304,9 @@ def _bad_inputs():
         "TR not a number": (data, design, None, np.nan, "repetition time"),
         "number of runs": (data, design[:2], None, TR, "3 runs"),
         "mixed kinds": (data, [design[0], arrays[1], arrays[2]], STIMDUR, TR, "same kind"),
-        "nothing valid": ([y * 0 for y in data], design, None, TR, "constant"),
+        "nothing valid": ([y * 0 for y in data], design, None, TR, "constant in some run"),
+        "one run not finite": ([data[0], data[1] * np.nan, data[2]], design, None, TR, "run 2"),
+        "one run constant": ([*data[:2], np.full_like(data[2], 7)], design, None, TR, "run 3"),
         "no list": (data[0], design, None, TR, "list"),
         "three dimensions": ([y.reshape(6, 10, 90) for y in data], design, None, TR, "Run 1"),
     }

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The parts of GLMsingle against the reference's parts, closed forms and brute force."""
 
+from dataclasses import fields
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -283,3 +286,8 @@ def test_options_are_checked(bad):
 
 def test_fractions_are_sorted_and_unique():
     assert GLMsingleOptions(fracs=[0.2, 0.9, 0.2]).fracs == (0.9, 0.2)
+
+
+def test_every_option_is_in_the_documentation():
+    page = (Path(__file__).parents[1] / "docs" / "glmsingle.md").read_text(encoding="utf-8")
+    assert [f.name for f in fields(GLMsingleOptions) if f"`{f.name}`" not in page] == []

@@ -10,6 +10,15 @@ from conform_app.glmsingle.design import RunTrials
 from conform_app.glmsingle.estimator import fit_glmsingle
 from conform_app.glmsingle.fir import FIR, fit_fir
 from conform_app.glmsingle.options import GLMsingleOptions
+from conform_app.glmsingle.resample import Resampled
 from conform_app.glmsingle.result import GLMsingleResult
 
-__all__ = ["FIR", "GLMsingleOptions", "GLMsingleResult", "RunTrials", "fit_fir", "fit_glmsingle"]
+__all__ = [
+    "FIR",
+    "GLMsingleOptions",
+    "GLMsingleResult",
+    "Resampled",
+    "RunTrials",
+    "fit_fir",
+    "fit_glmsingle",
+]

@@ -39,7 +39,7 @@ def tell(result, plan, first, extra, session, fitted: bool) -> list[str]:
     fitted : bool
         Whether the R2 threshold came from a mixture.
     """
-    says = [_data(result, plan, session), _left_out(result, first), _nuisance(result, extra), _hrfs(result)]
+    says = [_data(result, plan, session), _fitted(result, first), _nuisance(result, extra), _hrfs(result)]
     says += _denoising(result, fitted) + _ridge(result)
     return [s for s in says if s]
 
@@ -65,17 +65,24 @@ def _data(result, plan, session) -> str:
     )
 
 
-def _left_out(result, first) -> str:
+def left_out(odd) -> str:
+    """Which voxels have no model, and in which runs that shows."""
+    nonfinite, constant = ((np.flatnonzero(n) + 1).tolist() for n in odd.in_run)
+    reasons = []
+    if odd.nonfinite:
+        reasons.append(f"{odd.nonfinite} with values that are not finite ({named('run', nonfinite)})")
+    if odd.constant:
+        reasons.append(f"{odd.constant} constant in some run ({named('run', constant)})")
+    if odd.zero_mean:
+        reasons.append(f"{odd.zero_mean} with a mean of zero")
+    return ", ".join(reasons)
+
+
+def _fitted(result, first) -> str:
     n, left = result.valid.size, int((~result.valid).sum())
     if not left:
         return f"All {n} voxels were fitted."
-    reasons = (
-        (first.n_nonfinite, "with values that are not finite"),
-        (first.n_constant, "constant in some run"),
-        (first.n_zero_mean, "with a mean of zero"),
-    )
-    text = ", ".join(f"{count} {why}" for count, why in reasons if count)
-    return f"{n - left} of {n} voxels were fitted; left out were {text}."
+    return f"{n - left} of {n} voxels were fitted; left out were {left_out(first.odd)}."
 
 
 def _nuisance(result, extra) -> str:

@@ -114,14 +114,15 @@ def _fit(problem, badness, session: np.ndarray, notes: list[str]) -> GLMsingleRe
     # The reference looks at the first run only to see whether there are regressors.
     ignored = options.reference and not extra[0].any()
     first = library_pass(problem, [e[:, :0] for e in extra] if ignored else extra)
+    left_out = account.left_out(first.odd)
     if not first.valid.any():
         raise DataError(
-            f"None of the {problem.series.n_voxels} voxels can be fitted: {first.n_nonfinite} hold values "
-            f"that are not finite, {first.n_constant} are constant in some run, {first.n_zero_mean} have a "
-            "mean of zero.",
-            "Check mask and data; data must not be z-scored.",
+            f"None of the {problem.series.n_voxels} voxels can be fitted: {left_out}.",
+            "Check mask and data, or leave that run out; data must not be z-scored.",
         )
-    if options.wantpercentbold and first.n_demeaned > first.valid.sum() / 2:
+    if not first.valid.all():
+        notes.append(f"Left out of {problem.series.n_voxels} voxels: {left_out}.")
+    if options.wantpercentbold and first.odd.demeaned > first.valid.sum() / 2:
         notes.append(
             "Most voxels' mean is smaller than their fluctuation, as if the mean had been removed: "
             "percent signal change has no meaning then. Give the data with their mean, or set "

@@ -17,9 +17,26 @@ from conform_app.glmsingle import fit
 from conform_app.glmsingle.problem import Problem
 
 
+@dataclass
+class Odd:
+    """Numbers of voxels; the first three kinds are left out, each voxel counted once.
+
+    ``in_run``: (2, n_runs), voxels that are not finite, or constant, in each run.
+    """
+
+    nonfinite: int
+    constant: int
+    zero_mean: int
+    demeaned: int
+    in_run: np.ndarray
+
+    def __add__(self, other: Odd) -> Odd:
+        return Odd(*(a + b for a, b in zip(vars(self).values(), vars(other).values(), strict=True)))
+
+
 @dataclass(eq=False)
 class Library:
-    """Results of the first pass (names as in `TypeA`, `TypeB`) and counts of odd voxels.
+    """Results of the first pass (names as in `TypeA`, `TypeB`) and counts of odd voxels (`Odd`).
 
     ``noise_*`` are residual standard deviations in the data's unit, ``variance_*`` those of each beta for
     noise of variance 1: (n_trials,) for the assumed HRF, and one such row per HRF of the library.
@@ -41,10 +58,7 @@ class Library:
     noise: np.ndarray
     variance_assumed: np.ndarray
     variance: np.ndarray
-    n_nonfinite: int = 0
-    n_constant: int = 0
-    n_zero_mean: int = 0
-    n_demeaned: int = 0
+    odd: Odd
 
 
 class _OnOff:
@@ -78,6 +92,7 @@ class _Scan:
 
     finite: np.ndarray
     varies: np.ndarray
+    odd_in_run: np.ndarray  # (2, n_runs) numbers not finite, and constant
     mean: np.ndarray
     run_mean: np.ndarray
     series: list[np.ndarray]
@@ -85,20 +100,22 @@ class _Scan:
 
 def _scan(problem: Problem, lo: int, hi: int) -> _Scan:
     finite, varies = np.ones(hi - lo, bool), np.ones(hi - lo, bool)
-    totals, series = [], []
+    totals, series, odd = [], [], []
     for r in problem.runs:
         y = problem.series.read(r, lo, hi)
         good = np.isfinite(y).all(axis=1)
         y[~good] = 0
         top, bottom = y.max(axis=1), y.min(axis=1)
         # Interpolating a constant leaves rounding behind, which is no signal.
-        varies &= (top - bottom) > 1e-6 * np.maximum(np.abs(top), np.abs(bottom))
+        moves = (top - bottom) > 1e-6 * np.maximum(np.abs(top), np.abs(bottom))
+        odd.append([(~good).sum(), (good & ~moves).sum()])
+        varies &= moves
         finite &= good
         totals.append(y.sum(axis=1, dtype=np.float64))
         series.append(y)
     lengths = problem.plan.n_volumes
     mean = (sum(totals) / sum(lengths)).astype(np.float32)
-    return _Scan(finite, varies, mean, np.stack(totals, axis=1) / lengths, series)
+    return _Scan(finite, varies, np.array(odd).T, mean, np.stack(totals, axis=1) / lengths, series)
 
 
 class _FirstPass:
@@ -142,16 +159,15 @@ class _FirstPass:
             noise=problem.empty(),
             variance_assumed=np.concatenate([run.variance for run in self.assumed]),
             variance=np.stack([np.concatenate(v) for v in variance]),
+            odd=Odd(0, 0, 0, 0, np.zeros((2, n_runs), int)),
         )
 
-    def block(self, lo: int, hi: int) -> tuple[int, int, int, int]:
-        """Fit the voxels lo to hi; returns the numbers of odd ones, in the order of `Library`."""
+    def block(self, lo: int, hi: int) -> Odd:
+        """Fit the voxels lo to hi; returns the numbers of odd ones."""
         problem, out, options = self.problem, self.out, self.problem.options
         scan = _scan(problem, lo, hi)
         nonzero = (scan.mean != 0) | (not options.wantpercentbold)
         good = scan.finite if options.reference else scan.finite & scan.varies & nonzero
-        odd = [(~scan.finite).sum(), (scan.finite & ~scan.varies).sum()]
-        odd.append((scan.finite & scan.varies & ~nonzero).sum())
         out.mean_vol[lo:hi] = np.where(scan.finite, scan.mean, np.nan)
         out.valid[lo:hi] = good
         rows = np.flatnonzero(good)
@@ -159,7 +175,6 @@ class _FirstPass:
         at, gain = lo + rows, problem.gain(out.mean_vol[lo:hi], late=False)
         energies = [fit.energy(y) for y in ys]
         spread = (sum(energies) / sum(problem.plan.n_volumes)).sqrt().cpu().numpy()
-        odd.append((np.abs(scan.mean[rows]) < spread).sum())
         beta, r2 = self.onoff.fit(ys, energies)
         with np.errstate(invalid="ignore", over="ignore"):
             out.onoff_betas[at, 0] = beta.to(torch.float32).cpu().numpy() * gain[rows]
@@ -174,7 +189,13 @@ class _FirstPass:
                 # The reference takes percent of each run's own mean here.
                 betas *= (scan.mean[:, None] / scan.run_mean)[rows][:, problem.plan.trial_run]
             problem.put_betas(out.betas, lo, hi, rows, betas, gain)
-        return tuple(int(n) for n in odd)
+        return Odd(
+            int((~scan.finite).sum()),
+            int((scan.finite & ~scan.varies).sum()),
+            int((scan.finite & scan.varies & ~nonzero).sum()),
+            int((np.abs(scan.mean[rows]) < spread).sum()),
+            scan.odd_in_run,
+        )
 
     def _betas(self, at: np.ndarray, ys, energies, best: torch.Tensor) -> np.ndarray:
         """Type B betas of voxels ``at`` in the data's unit, (V, n_trials)."""
@@ -197,10 +218,7 @@ def library_pass(problem: Problem, extra: list[np.ndarray]) -> Library:
     """First pass: types A and B."""
     step = _FirstPass(problem, extra)
     for odd in problem.each("HRFs", step.block):
-        step.out.n_nonfinite += odd[0]
-        step.out.n_constant += odd[1]
-        step.out.n_zero_mean += odd[2]
-        step.out.n_demeaned += odd[3]
+        step.out.odd += odd
     return step.out
 
 

@@ -68,15 +68,8 @@ class GLMsingle(FitInterface):
         )
         arrays, meta = flatten(result)
         arrays["points"] = data.points
-        meta["warnings"] = [*data.warnings, *_left_out(result.valid), *meta["warnings"]]
+        meta["warnings"] = [*data.warnings, *meta["warnings"]]
         return arrays, meta
-
-
-def _left_out(valid: np.ndarray) -> list[str]:
-    """Say how many voxels of the mask could not be fitted."""
-    n = int((~valid).sum())
-    reason = "are constant or not finite in some run and were left out"
-    return [f"{n} of {valid.size} voxels in the mask {reason}."] if n else []
 
 
 def options_from(model: dict[str, Any], repeats_across_runs: bool) -> GLMsingleOptions:
