@@ -26,7 +26,10 @@ def test_default_recovers_better_than_the_average_and_every_truncating_preset(sh
     for mode in ("standard", "conservative", "aggressive", "compare"):
         assert got <= error(fit_psn(data, mode=mode, gsn=gsn).denoised, truth) + 1e-9, mode
     assert fit.cv_scheme == ("trials" if shape[2] > 2 else "conditions")
-    assert fit.cv_error.argmin() == fit.threshold
+    population = fit_psn(data, threshold="global", gsn=gsn)
+    assert population.cv_error.argmin() == population.threshold
+    got = error(population.denoised, truth)
+    assert got <= min(error(fit_psn(data, mode=m, gsn=gsn).denoised, truth) for m in ("standard", "aggressive"))
 
 
 def test_few_conditions():
@@ -45,7 +48,8 @@ def test_few_conditions():
 def test_pure_noise_is_removed():
     data = np.random.default_rng(0).standard_normal((30, 60, 4)) + 3
     fit = fit_psn(data)
-    assert fit.threshold <= 2
+    assert np.median(fit.threshold) <= 2
+    assert fit_psn(data, threshold="global").threshold <= 2
     np.testing.assert_allclose(fit.denoised.mean(axis=1), data.mean(axis=(1, 2)), rtol=1e-12)
 
 
@@ -133,7 +137,7 @@ def test_noise_and_variances_add_up(options):
 def test_left_out_trials_do_not_reach_the_axes():
     """Axes that have seen the left-out trial promise too much."""
     truth, data = simulate(60, 40, 3, noise=10.0, seed=5)
-    shortcut, honest = fit_psn(data, cv_basis="all"), fit_psn(data)
+    shortcut, honest = fit_psn(data, cv_basis="all"), fit_psn(data, pooling=0)
     assert shortcut.cv_error.min() < honest.cv_error.min()
     assert error(honest.denoised, truth) <= error(shortcut.denoised, truth)
 
@@ -141,7 +145,7 @@ def test_left_out_trials_do_not_reach_the_axes():
 def test_forced_and_allowed_cuts():
     _, data = simulate(20, 30, 3)
     assert fit_psn(data, allowable_thresholds=4).threshold == 4
-    assert fit_psn(data, allowable_thresholds=[3, 9, 20]).threshold in (3, 9, 20)
+    assert fit_psn(data, allowable_thresholds=[3, 9, 20], threshold="global").threshold in (3, 9, 20)
     none = fit_psn(data, allowable_thresholds=0)
     np.testing.assert_allclose(none.denoised, np.broadcast_to(none.unit_means[:, None], (20, 30)))
     everything = fit_psn(data, allowable_thresholds=20)

@@ -148,21 +148,8 @@ def gsn_complete(
 
     Grids of a single level fix the shrinkage, which saves the two eigendecompositions of the choice.
     """
+    c_n, c_d, mean, s_n, s_d, t_min, t_mean = shrunk_covariances(usable, noise_levels, data_levels, reference)
     n_conditions = usable.there.shape[0]
-    factor, condition, dof, means, t_min = contrasts_and_means(usable)
-    counts = usable.there.sum(axis=1)
-    t_mean = max(counts[counts > 1].sum() / n_conditions, 1.0)
-    s_n = _noise_level(factor, condition, dof, n_conditions, noise_levels, reference)
-    s_d = _data_level(means, data_levels, reference)
-    mean = means.mean(axis=1)
-    if reference:
-        c_n, c_d = published.raw_covariances(usable, means, s_n, s_d)
-    else:
-        factor /= np.sqrt(dof * (counts > 1).sum())
-        c_n = shrunk(factor @ factor.T, s_n)
-        deviations = (means - mean[:, None]) / np.sqrt(n_conditions - 1)
-        c_d = shrunk(deviations @ deviations.T, s_d)
-    del factor
     c_s = c_d - c_n / t_min
     fit = biconvex(c_n, c_s, c_d, t_min, t_mean, n_conditions, reference=reference)
     return GSNResult(
@@ -180,6 +167,38 @@ def gsn_complete(
         valid=usable.valid,
         signal_eig=fit.signal_eig,
     )
+
+
+def shrunk_covariances(
+    usable: Usable, noise_levels: np.ndarray, data_levels: np.ndarray, reference: bool = False
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, float, float, int, float]:
+    """Covariance of the noise and of the trial averages, each shrunk to the level chosen from its grid.
+
+    Returns
+    -------
+    c_n, c_d : ndarray, (n_units, n_units)
+    mean : ndarray, (n_units,)
+        Mean over conditions.
+    s_n, s_d : float
+        Levels.
+    t_min, t_mean : int, float
+        Trials averaged for c_d, and trials per condition (T).
+    """
+    n_conditions = usable.there.shape[0]
+    factor, condition, dof, means, t_min = contrasts_and_means(usable)
+    counts = usable.there.sum(axis=1)
+    t_mean = max(counts[counts > 1].sum() / n_conditions, 1.0)
+    s_n = _noise_level(factor, condition, dof, n_conditions, noise_levels, reference)
+    s_d = _data_level(means, data_levels, reference)
+    mean = means.mean(axis=1)
+    if reference:
+        c_n, c_d = published.raw_covariances(usable, means, s_n, s_d)
+    else:
+        factor /= np.sqrt(dof * (counts > 1).sum())
+        c_n = shrunk(factor @ factor.T, s_n)
+        deviations = (means - mean[:, None]) / np.sqrt(n_conditions - 1)
+        c_d = shrunk(deviations @ deviations.T, s_d)
+    return c_n, c_d, mean, s_n, s_d, t_min, t_mean
 
 
 def contrasts_and_means(usable: Usable) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, int]:

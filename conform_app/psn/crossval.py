@@ -134,6 +134,7 @@ def cv_curves(
     folds : list of Fold
     basis_of : callable
         Gives the axes (n_units, D) of a fold; those refitted without the left-out trials, or always the same.
+        Folds may differ in D; curves go to the smallest.
     per_unit : bool, default False
         Also one curve per unit.
     means : ndarray, (n_units,), optional
@@ -146,21 +147,45 @@ def cv_curves(
     n_units = len(x)
     sum_population, sum_units, weight = 0.0, 0.0, 0.0
     for fold in folds:
-        z, y, w = _sides(x, fold, swap)
-        m = _unit_means(x, fold, y if swap else z) if means is None else means
-        root = np.sqrt(w)
-        used = w > 0
-        z = (z - m[:, None])[:, used] * root[used]
-        y = (y - (m[:, None] if centre_test else 0.0))[:, used] * root[used]
+        z, y, w = fold_data(x, fold, means=means, centre_test=centre_test, swap=swap)
         axes = basis_of(fold)
         weight += w.sum()
         if per_unit:
             curve = unit_curves(axes, z, y)
-            sum_units = sum_units + curve
-            sum_population = sum_population + curve.sum(axis=0)
+            sum_units = _add(sum_units, curve)
+            sum_population = _add(sum_population, curve.sum(axis=0))
         else:
-            sum_population = sum_population + population_curve(axes, z, y)
+            sum_population = _add(sum_population, population_curve(axes, z, y))
     return CVCurves(sum_population / (weight * n_units), sum_units / weight if per_unit else None, len(folds))
+
+
+def fold_data(
+    x: np.ndarray,
+    fold: Fold,
+    *,
+    means: np.ndarray | None = None,
+    centre_test: bool = True,
+    swap: bool = False,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Training and left-out averages, centred and times the root of their weight, and the weights.
+
+    Only conditions with left-out trials are there.
+    """
+    z, y, w = _sides(x, fold, swap)
+    m = _unit_means(x, fold, y if swap else z) if means is None else means
+    used = w > 0
+    root = np.sqrt(w[used])
+    z = (z - m[:, None])[:, used] * root
+    y = (y - (m[:, None] if centre_test else 0.0))[:, used] * root
+    return z, y, w[used]
+
+
+def _add(total: np.ndarray | float, curve: np.ndarray) -> np.ndarray:
+    """Sum over the numbers of dimensions that all folds have."""
+    if isinstance(total, float):
+        return curve
+    shared = min(total.shape[-1], curve.shape[-1])
+    return total[..., :shared] + curve[..., :shared]
 
 
 def _sides(x: np.ndarray, fold: Fold, swap: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -22,28 +22,28 @@ import numpy as np
 
 from conform_app.errors import DataError, UsageError
 from conform_app.psn import crossval
-from conform_app.psn.basis import Basis, make_axes, make_basis, measured_signal, order_of
+from conform_app.psn.account import account_of
+from conform_app.psn.basis import Basis
 from conform_app.psn.covariance import GSNResult, gsn_complete, level_grid
+from conform_app.psn.honest import choose_blend, choose_cut
 from conform_app.psn.intake import Usable, as_responses, usable_data
 from conform_app.psn.options import PSNOptions, check_options
 from conform_app.psn.pairwise import gsn_pairwise
-from conform_app.psn.result import PSNResult, kept_variance, truncate, wiener, wiener_matrix_of
-from conform_app.psn.selection import choose_analytic, compare_bases
-
-_MIN_CONDITIONS = 4  # for axes from other conditions
-_CONDITION_GROUPS = 5
+from conform_app.psn.result import Blend, PSNResult, kept_variance, truncate, wiener, wiener_matrix_of
+from conform_app.psn.selection import choose_analytic, compare_bases, ordered_basis
 
 
 def fit_psn(
     data: np.ndarray,
     *,
     mode: str = "cv",
-    threshold: str = "global",
+    threshold: str | None = None,
     basis: str | np.ndarray | None = None,
     criterion: str | None = None,
     ordering: str = "eigenvalues",
     cv_basis: str = "refit",
     max_folds: int = 12,
+    pooling: float | None = None,
     variance_threshold: float = 0.99,
     alpha: float | None = None,
     allowable_thresholds: np.ndarray | None = None,
@@ -60,10 +60,12 @@ def fit_psn(
     data : array_like, (n_units, n_conditions, n_trials)
         Single-trial responses in one unit of measurement; NaN marks a missing trial.  Conditions with a
         single trial are denoised like the others.
-    mode : {"cv", "standard", "conservative", "aggressive", "compare", "wiener"}, default "cv"
-        Sets basis and criterion; the arguments below override it.
-    threshold : {"global", "unit"}, default "global"
-        One cut for the population (multi-voxel level) or one for each unit (single-voxel level).
+    mode : {"cv", "auto", "standard", "conservative", "aggressive", "compare", "wiener"}, default "cv"
+        Sets basis and criterion; the arguments below override it.  "auto" compares population cut, unit cuts
+        and Wiener filter by cross-validation, and takes the best or a weighted mean of them.
+    threshold : {"global", "unit"}, optional
+        One cut for the population (multi-voxel level) or one for each unit (single-voxel level).  By default
+        units with cross-validation, the population with analytic criteria.
     basis : {"signal", "difference", "noise", "pca", "random", "compare"} or ndarray (n_units, D), optional
         Axes; "compare" takes signal or difference, whichever makes split halves agree better.
     criterion : {"cv", "prediction", "max-tradeoff", "variance", "variance_eigenvalues", "wiener"}, optional
@@ -76,6 +78,9 @@ def fit_psn(
         shortcut, faster and optimistic).
     max_folds : int, default 12
         With more repeats, several trials are left out together.
+    pooling : float, optional
+        Cross-validated cuts of units: how much the population's error curve counts besides a unit's own.
+        Default 0.3; 0 with ``cv_basis="all"``, as published.
     variance_threshold : float, default 0.99
         Share of signal variance to keep (criterion "variance").
     alpha : float, optional
@@ -104,13 +109,13 @@ def fit_psn(
     data = as_responses(data)
     options = check_options(
         len(data), mode, threshold, basis, criterion, ordering, cv_basis, max_folds,
-        variance_threshold, alpha, allowable_thresholds, unit_groups,
+        variance_threshold, alpha, allowable_thresholds, unit_groups, pooling,
     )  # fmt: skip
     if uneven not in ("fast", "missing"):
         raise UsageError(f"uneven = {uneven!r} is not known.", 'Choose "fast" or "missing".')
     usable = usable_data(data, keep_partial=uneven == "missing")
     pairwise = bool(np.isnan(usable.x[:, usable.there]).any() or (uneven == "missing" and _has_gaps(usable)))
-    if pairwise and options.criterion == "cv":
+    if pairwise and options.criterion in ("cv", "auto"):
         raise UsageError(
             'Cross-validation needs trials that all units have; uneven="missing" does not give them.',
             'Use uneven="fast" or a preset such as mode="wiener".',
@@ -125,7 +130,6 @@ def _fit(
 ) -> PSNResult:
     t = gsn.n_trials
     m = mean.mean(axis=1, keepdims=True)
-    cv_error, scheme = None, ""
     if options.basis_name == "compare":
         options = replace(options, basis=compare_bases(usable.x, gsn, mean, t, options))
     axes = ordered_basis(options, gsn, mean, usable)
@@ -135,16 +139,27 @@ def _fit(
             "Give smaller ones.",
         )
     groups = None if options.groups is None else options.groups[usable.valid]
+    z = mean - m
+    choice, denoiser = None, None
+    if options.criterion == "auto":
+        choice = choose_blend(usable, gsn, axes, options, groups)
+    elif options.criterion == "cv" and not options.forced:
+        choice = choose_cut(usable, gsn, axes, options, groups)
+    if options.criterion == "auto":
+        denoiser = Blend(choice.weights, choice.population, choice.units)
+        options = replace(options, **denoiser.options())
     if options.criterion == "wiener":
-        denoised, k, kept = _wiener(gsn, t, mean - m)
+        denoised, k, kept = _wiener(gsn, t, z)
+    elif options.criterion == "blend":
+        denoised, k, kept = _blended(denoiser, axes, gsn, t, z)
     else:
-        if options.criterion == "cv" and not _forced(options):
-            k, cv_error, scheme = _cross_validate(usable, gsn, axes, options, groups)
-        else:
+        if choice is None:
             k = choose_analytic(axes, t, options, groups)
-        denoised = truncate(axes.axes, k, mean - m)
+        else:
+            k = choice.units if options.level == "unit" else choice.population
+        denoised = truncate(axes.axes, k, z)
         kept = kept_variance(axes.axes, k, axes.signal_var, axes.noise_var / t)
-    if options.criterion == "wiener":
+    if options.criterion in ("wiener", "blend"):
         before = [gsn.signal_cov.diagonal(), gsn.noise_cov.diagonal() / t]
     else:
         before = kept_variance(axes.axes, axes.axes.shape[1], axes.signal_var, axes.noise_var / t)
@@ -160,7 +175,7 @@ def _fit(
         eigenvalues=axes.eigenvalues,
         signal_var=axes.signal_var,
         noise_var=axes.noise_var,
-        cv_error=cv_error,
+        cv_error=None if choice is None else choice.curve,
         kept_signal=_fill(kept[0], valid),
         removed_signal=_fill(before[0] - kept[0], valid),
         kept_noise=_fill(kept[1], valid),
@@ -171,94 +186,22 @@ def _fit(
         basis_name=options.basis_name,
         criterion=options.criterion,
         level=options.level,
-        cv_scheme=scheme,
+        cv_scheme="" if choice is None else choice.scheme,
         gsn=gsn,
-        account=_account(usable, options, k, axes.axes.shape[1], scheme),
+        account=account_of(usable, options, k, axes.axes.shape[1], gsn, choice),
         data=data,
+        blend=denoiser if options.criterion == "blend" else None,
+        candidate_errors={} if choice is None else choice.errors,
     )
 
 
-def ordered_basis(options: PSNOptions, gsn: GSNResult, mean: np.ndarray, usable: Usable) -> Basis:
-    """The axes asked for, in the order in which they are kept."""
-    kind = options.basis if isinstance(options.basis, str) else options.basis[usable.valid]
-    b = make_basis(kind, gsn.signal_cov, gsn.noise_cov, mean, gsn.n_trials, signal_eig=gsn.signal_eig)
-    if _descends(options):
-        return b
-    if options.ordering == "measured":
-        order = np.argsort(measured_signal(b.axes, usable.x, usable.there))[::-1]
-    else:
-        order = order_of(b, options.ordering, gsn.n_trials)
-    return b.ordered(order)
-
-
-def _descends(options: PSNOptions) -> bool:
-    """Whether axes come in the order in which they are kept, the null space included."""
-    return options.ordering == "eigenvalues" and options.basis_name not in ("random", "custom")
-
-
-def _cross_validate(
-    usable: Usable, gsn: GSNResult, axes: Basis, options: PSNOptions, groups: np.ndarray | None
-) -> tuple[int | np.ndarray, np.ndarray, str]:
-    """The cut with the smallest error on left-out trials, the error curve, and the scheme used."""
-    folds, scheme = plan_folds(usable.there, options)
-    last: list[tuple[np.ndarray, np.ndarray]] = []  # folds with the same basis trials follow each other
-
-    def axes_of(fold: crossval.Fold) -> np.ndarray:
-        if scheme == "shared":
-            return axes.axes
-        if not last or not np.array_equal(last[0][0], fold.basis):
-            last[:] = [(fold.basis, _axes_from(usable, fold.basis, gsn, options))]
-        return last[0][1]
-
-    # The published shortcut subtracts the unit means of all trials; refitted folds their own.
-    means = crossval.averages(usable.x, usable.there).mean(axis=1) if scheme == "shared" else None
-    curves = crossval.cv_curves(usable.x, folds, axes_of, per_unit=options.level == "unit", means=means)
-    choice = np.arange(curves.population.size) if options.allowed is None else options.allowed
-    if options.level == "global":
-        return int(choice[np.argmin(curves.population[choice])]), curves.population, scheme
-    units = curves.units[:, choice]
-    if groups is not None:
-        _, member = np.unique(groups, return_inverse=True)
-        units = np.stack([units[member == g].mean(axis=0) for g in range(member.max() + 1)])[member]
-    return choice[np.argmin(units, axis=1)], curves.population, scheme
-
-
-def _axes_from(usable: Usable, trials: np.ndarray, gsn: GSNResult, options: PSNOptions) -> np.ndarray:
-    """Axes that only these trials (n_conditions, n_trials) determine; shrinkage levels stay those of all."""
-    shown = trials.any(axis=1)
-    x = usable.x if shown.all() else usable.x[:, shown]
-    part = Usable(x, trials[shown], usable.valid)
-    refit = gsn_complete(part, np.array([gsn.shrink_noise]), np.array([gsn.shrink_data]))
-    mean = crossval.averages(part.x, part.there)
-    if not _descends(options):
-        return ordered_basis(options, refit, mean, part).axes
-    covs = refit.signal_cov, refit.noise_cov
-    return make_axes(options.basis, *covs, mean, refit.n_trials, signal_eig=refit.signal_eig)[0]
-
-
-def plan_folds(there: np.ndarray, options: PSNOptions) -> tuple[list[crossval.Fold], str]:
-    """Folds, and where their axes come from: "trials", "conditions" or "shared"."""
-    trial_folds = crossval.leave_one_trial_out(there, options.max_folds)
-    if options.cv_basis == "all" or options.basis_name in ("random", "custom"):
-        return trial_folds, "shared"
-    full = _noise_dof(there)
-    if min(_noise_dof(f.basis) for f in trial_folds) >= full / 4:
-        return trial_folds, "trials"
-    n_conditions = there.shape[0]
-    if n_conditions >= _MIN_CONDITIONS:
-        folds = crossval.leave_conditions_out(there, min(_CONDITION_GROUPS, n_conditions), options.max_folds)
-        if folds and min(_noise_dof(f.basis) for f in folds) >= full / 4:
-            return folds, "conditions"
-    warnings.warn(
-        "Too few repeats and conditions to fit the axes without the left-out trials; all trials are used.",
-        RuntimeWarning,
-        stacklevel=2,
-    )
-    return trial_folds, "shared"
-
-
-def _noise_dof(there: np.ndarray) -> int:
-    return int(np.maximum(there.sum(axis=1) - 1, 0).sum())
+def _blended(
+    blend: Blend, axes: Basis, gsn: GSNResult, t: float, z: np.ndarray
+) -> tuple[np.ndarray, float, list[np.ndarray]]:
+    """Averages through the weighted mean, effective dimensions, signal and noise variance kept per unit."""
+    operator = blend.operator(axes.axes, gsn, t)
+    kept = [np.einsum("ij,ij->i", operator @ c, operator) for c in (gsn.signal_cov, gsn.noise_cov)]
+    return operator @ z, float(np.trace(operator)), [kept[0], kept[1] / t]
 
 
 def _wiener(gsn: GSNResult, t: float, z: np.ndarray) -> tuple[np.ndarray, float, list[np.ndarray]]:
@@ -324,32 +267,3 @@ def _fill(values: np.ndarray, valid: np.ndarray, fill: float = np.nan) -> np.nda
     out = np.full(valid.size, fill, dtype=values.dtype)
     out[valid] = values
     return out
-
-
-def _forced(options: PSNOptions) -> bool:
-    return options.allowed is not None and options.allowed.size == 1
-
-
-def _account(
-    usable: Usable, options: PSNOptions, k: int | float | np.ndarray, n_axes: int, scheme: str
-) -> tuple[str, ...]:
-    sentences = []
-    left_out = int((~usable.valid).sum())
-    if left_out:
-        sentences.append(
-            f"{left_out} of {usable.valid.size} units were constant, not finite or incomplete and left as is."
-        )
-    if options.criterion == "wiener":
-        return (*sentences, f"A Wiener filter with {k:.1f} effective dimensions was applied.")
-    kept = f"{k} of {n_axes} dimensions" if np.ndim(k) == 0 else (
-        f"a median of {np.median(k):g} of {n_axes} dimensions per unit"
-    )  # fmt: skip
-    how = {
-        "trials": "cross-validation over trials, the axes refitted without the left-out trial",
-        "conditions": "cross-validation over trials, the axes fitted to other conditions",
-        "shared": "cross-validation over trials with the same axes for all",
-        "": f"the {options.criterion} criterion",
-    }[scheme]
-    level = "the population" if options.level == "global" else "each unit"
-    sentences.append(f"PSN kept {kept} of the {options.basis_name} basis, chosen for {level} by {how}.")
-    return tuple(sentences)

@@ -19,7 +19,9 @@ MODES = {
     "aggressive": ("difference", "prediction"),
     "compare": ("compare", "max-tradeoff"),
     "wiener": ("signal", "wiener"),
+    "auto": ("difference", "auto"),
 }
+POOLING = 0.3
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +39,17 @@ class PSNOptions:
     alpha: float | None
     allowed: np.ndarray | None
     groups: np.ndarray | None
+    pooling: float = 0.0
+
+    @property
+    def descends(self) -> bool:
+        """Whether axes come in the order in which they are kept, the null space included."""
+        return self.ordering == "eigenvalues" and self.basis_name not in ("random", "custom")
+
+    @property
+    def forced(self) -> bool:
+        """Whether there is only one number of dimensions to choose from."""
+        return self.allowed is not None and self.allowed.size == 1
 
     @property
     def basis_name(self) -> str:
@@ -46,16 +59,21 @@ class PSNOptions:
 
 def check_options(
     n_units, mode, threshold, basis, criterion, ordering, cv_basis, max_folds, variance_threshold, alpha,
-    allowable_thresholds, unit_groups,
+    allowable_thresholds, unit_groups, pooling,
 ) -> PSNOptions:  # fmt: skip
     """Fill in the mode's choices and refuse what is unknown or contradictory."""
     _one_of("mode", mode, MODES)
-    _one_of("threshold", threshold, LEVELS)
+    if threshold is not None:
+        _one_of("threshold", threshold, LEVELS)
     _one_of("ordering", ordering, ORDERINGS)
     _one_of("cv_basis", cv_basis, ("refit", "all"))
     default_basis, default_criterion = MODES[mode]
+    if mode == "auto" and not (criterion is None and basis is None and cv_basis == "refit"):
+        raise UsageError(
+            'mode="auto" sets the basis and the criterion itself.', "Drop basis, criterion and cv_basis."
+        )
     criterion = default_criterion if criterion is None else criterion
-    _one_of("criterion", criterion, CRITERIA)
+    _one_of("criterion", criterion, (*CRITERIA, "auto") if mode == "auto" else CRITERIA)
     given = basis is not None
     basis = default_basis if basis is None else basis
     if isinstance(basis, str):
@@ -73,7 +91,12 @@ def check_options(
         raise UsageError(f"alpha = {alpha} is not in 0..1.", "Give a number from 0 to 1, or None.")
     if isinstance(max_folds, bool) or max_folds < 2:
         raise UsageError(f"max_folds = {max_folds} is too small.", "Give 2 or more.")
-    level = LEVELS[threshold]
+    if pooling is not None and not pooling >= 0:
+        raise UsageError(f"pooling = {pooling} is negative.", "Give 0 or more.")
+    # Presets come from a method whose cut is the population's unless asked otherwise.
+    level = (
+        LEVELS[threshold] if threshold is not None else "unit" if criterion in ("cv", "auto") else "global"
+    )
     if criterion == "wiener" and (
         given or level == "unit" or alpha is not None or allowable_thresholds is not None
     ):
@@ -93,9 +116,11 @@ def check_options(
     if allowed is not None:
         allowed = np.unique(allowed)
         level = "global" if allowed.size == 1 else level
+    if pooling is None:  # the published shortcut knows no pooling
+        pooling = POOLING if cv_basis == "refit" else 0.0
     return PSNOptions(
         mode, basis, criterion, level, ordering, cv_basis, int(max_folds), float(variance_threshold), alpha,
-        allowed, groups,
+        allowed, groups, float(pooling),
     )  # fmt: skip
 
 

@@ -19,7 +19,9 @@ _MAX_EXACT = 512  # units up to which sums keep the published order; beyond, BLA
 RIDGE = 1e-10
 
 
-def raw_covariances(usable: Usable, means: np.ndarray, s_n: float, s_d: float) -> tuple[np.ndarray, np.ndarray]:
+def raw_covariances(
+    usable: Usable, means: np.ndarray, s_n: float, s_d: float
+) -> tuple[np.ndarray, np.ndarray]:
     """Shrunk covariances of noise and of trial averages, in the dtype of ``usable.x``.
 
     ``means`` (n_units, n_conditions): averages over an equal number of trials.

@@ -22,6 +22,45 @@ _BLOCK_VALUES = 1 << 23
 
 
 @dataclass(frozen=True, eq=False)
+class Blend:
+    """A weighted mean of the population's cut, the units' cuts and the Wiener filter.
+
+    Attributes
+    ----------
+    weights : ndarray, (3,)
+        They add up to one; of a single candidate where only one is not zero.
+    population : int
+    units : ndarray, (n_valid,) int
+    """
+
+    weights: np.ndarray
+    population: int
+    units: np.ndarray
+
+    def options(self) -> dict[str, str]:
+        """Criterion and level that this amounts to."""
+        if (self.weights > 0).sum() > 1:
+            return {"criterion": "blend", "level": "unit"}
+        kind = int(self.weights.argmax())
+        return {"criterion": "wiener" if kind == 2 else "cv", "level": "unit" if kind == 1 else "global"}
+
+    def apply(self, axes: np.ndarray, gsn: GSNResult, n_trials: float, z: np.ndarray) -> np.ndarray:
+        """Centred responses (n_valid, m) through the weighted mean."""
+        out = np.zeros_like(z)
+        for weight, cut in zip(self.weights, (self.population, self.units, None), strict=True):
+            if weight > 0:
+                parts = wiener(gsn.signal_cov, gsn.noise_cov, n_trials, z) if cut is None else (
+                    truncate(axes, cut, z)
+                )  # fmt: skip
+                out += weight * parts
+        return out
+
+    def operator(self, axes: np.ndarray, gsn: GSNResult, n_trials: float) -> np.ndarray:
+        """The n x n matrix of the same."""
+        return self.apply(axes, gsn, n_trials, np.eye(len(axes)))
+
+
+@dataclass(frozen=True, eq=False)
 class PSNResult:
     """Denoised responses with the partition of signal and noise behind them.
 
@@ -40,8 +79,9 @@ class PSNResult:
     eigenvalues : ndarray, (D,), or None
     signal_var, noise_var : ndarray, (D,) float64
         Signal and single-trial noise variance along the axes.
-    cv_error : ndarray, (D + 1,), or None
-        Mean squared error of predicting left-out trials with 0..D dimensions, mean over units.
+    cv_error : ndarray, (K + 1,), or None
+        Mean squared error of predicting left-out trials with 0..K dimensions, mean over units.  K is D; for
+        the difference basis, the number of axes that are expected to hold more signal than noise.
     kept_signal, removed_signal, kept_noise, removed_noise : ndarray, (n_units,) float64
         Variance over conditions of signal and of noise (of an average over T trials) that each unit keeps and
         loses; NaN for units left out.
@@ -55,6 +95,10 @@ class PSNResult:
         Covariances of the valid units.
     account : tuple of str
         The same in sentences.
+    blend : Blend or None
+        Weights, where mode "auto" found a weighted mean to be better than any single choice.
+    candidate_errors : dict of str to float
+        Mode "auto": cross-validated mean squared error of each candidate.
     """
 
     denoised: np.ndarray
@@ -80,6 +124,8 @@ class PSNResult:
     gsn: GSNResult
     account: tuple[str, ...]
     data: np.ndarray = field(repr=False)
+    blend: Blend | None = None
+    candidate_errors: dict[str, float] = field(default_factory=dict)
 
     @property
     def n_dims(self) -> int | float:
@@ -122,7 +168,7 @@ class PSNResult:
         responses : array_like, (n_units,) or (n_units, ...)
             Trials or averages in the unit of the training data.
         n_trials : float, optional
-            Trials that each response is the average of; used by Wiener only (default: T of the training
+            Trials that each response is the average of; used by the Wiener filter (default: T of the training
             data).
 
         Returns
@@ -146,20 +192,20 @@ class PSNResult:
         out = responses.reshape(len(responses), -1).copy()
         m = self.unit_means[self.valid, None]
         z = out[self.valid] - m
+        t = self.n_trials if n_trials is None else float(n_trials)
+        if not t > 0:
+            raise UsageError(f"n_trials = {n_trials} is not positive.", "Give the number of trials averaged.")
         if self.criterion == "wiener":
-            t = self.n_trials if n_trials is None else float(n_trials)
-            if not t > 0:
-                raise UsageError(
-                    f"n_trials = {n_trials} is not positive.", "Give the number of trials averaged."
-                )
             out[self.valid] = wiener(self.gsn.signal_cov, self.gsn.noise_cov, t, z) + m
+        elif self.blend is not None:
+            out[self.valid] = self.blend.apply(self.axes, self.gsn, t, z) + m
         else:
             k = self.threshold[self.valid] if isinstance(self.threshold, np.ndarray) else self.threshold
             out[self.valid] = truncate(self.axes, k, z) + m
         return out.reshape(responses.shape)
 
     def _most(self) -> int:
-        if self.criterion == "wiener":
+        if self.criterion in ("wiener", "blend"):
             return self.axes.shape[1]
         return int(np.max(self.threshold))
 

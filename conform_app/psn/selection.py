@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from conform_app.psn.basis import Basis, make_basis, order_of, variance_along
+from conform_app.psn.basis import Basis, make_basis, measured_signal, order_of, variance_along
 from conform_app.psn.covariance import GSNResult
+from conform_app.psn.intake import Usable
 from conform_app.psn.options import PSNOptions
 from conform_app.psn.result import truncate
 from conform_app.psn.threshold import (
@@ -33,6 +34,19 @@ def choose_analytic(
     if options.level == "unit":
         return _choose_units(basis, n_trials, options, groups)
     return pick(*population_curves(basis, n_trials, options), options)
+
+
+def ordered_basis(options: PSNOptions, gsn: GSNResult, mean: np.ndarray, usable: Usable) -> Basis:
+    """The axes asked for, in the order in which they are kept."""
+    kind = options.basis if isinstance(options.basis, str) else options.basis[usable.valid]
+    b = make_basis(kind, gsn.signal_cov, gsn.noise_cov, mean, gsn.n_trials, signal_eig=gsn.signal_eig)
+    if options.descends:
+        return b
+    if options.ordering == "measured":
+        order = np.argsort(measured_signal(b.axes, usable.x, usable.there))[::-1]
+    else:
+        order = order_of(b, options.ordering, gsn.n_trials)
+    return b.ordered(order)
 
 
 def population_curves(basis: Basis, n_trials: float, options: PSNOptions) -> tuple[np.ndarray, np.ndarray]:
