@@ -300,7 +300,9 @@ def _dimensions(psn: Mapping[str, np.ndarray], block: int) -> dict[str, Sequence
     """Rows of the table of dimensions of one block."""
     signal = psn[f"model_{block}_signal_var"]
     threshold = np.atleast_1d(psn[f"model_{block}_threshold"])
-    error = psn.get(f"model_{block}_cv_error", np.full(len(signal) + 1, np.nan))
+    error = np.full(len(signal) + 1, np.nan)
+    known = psn.get(f"model_{block}_cv_error", error)[: len(error)]
+    error[: len(known)] = known  # the curve may end before the last dimension
     index = np.arange(1, len(signal) + 1)
     return {
         "block": np.full(len(signal), block + 1),

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -126,7 +127,7 @@ def methodology_table(members: Sequence[Member]) -> pd.DataFrame:
 
 
 def missing_table(table: pd.DataFrame) -> pd.DataFrame:
-    """Return, for each field that some row lacks, in how many rows of which datasets, and where to write it."""
+    """Return, for each field that some row lacks: in how many rows, of which datasets, where to write it."""
     import pandas as pd
 
     rows = []
@@ -245,7 +246,7 @@ def _trials(fits: Sequence[FitOutput], session: str | None) -> dict[str, Any]:
     if not onsets:
         return {}
     onsets.sort()
-    gaps = [b[2] - a[2] for a, b in zip(onsets, onsets[1:], strict=False) if a[:2] == b[:2]]
+    gaps = [b[2] - a[2] for a, b in pairwise(onsets) if a[:2] == b[:2]]
     gap = float(np.median(gaps)) if gaps else math.nan
     return {
         "n_trials": len(onsets),

@@ -239,6 +239,25 @@ def figure_name(desc: str, entities: Mapping[str, Any], extension: str = ".svg")
     return f"sub-{labels['sub']}/figures/{_join(labels)}_bold{extension}"
 
 
+def group_name(key: str, space: str = "") -> str:
+    """Build the name of a file of the group level, relative to the output folder.
+
+    Parameters
+    ----------
+    key : str
+        A key of the table's part "group".
+    space : str
+        Of the collection, as ``fsLR:den-91k``.
+    """
+    label = "space-" + str(space).replace(":", "_") if space else "space-none"
+    return _table()["group"][key]["name"].format(space=label)
+
+
+def group_products() -> dict[str, dict[str, Any]]:
+    """Return the table's part "group": name, description and columns by key."""
+    return _table()["group"]
+
+
 def sidecar_name(name: str) -> str:
     """Return the JSON beside a file: the name up to its first dot, and ``.json``."""
     folder, slash, base = str(name).rpartition("/")

@@ -83,6 +83,16 @@ within session before comparing voxels or sessions.
 """
 
 
+GROUP_HEAD = """
+## Group level
+
+`conform BIDS_DIR OUTPUT_DIR group` writes `group.html` (the report), `group/figures`, and:
+
+| what | file | what it is |
+|---|---|---|
+"""
+
+
 def outputs_page() -> str:
     """Return the page of outputs as Markdown."""
     from conform_app.bids.naming import build_name, product, product_keys
@@ -94,7 +104,14 @@ def outputs_page() -> str:
         name = build_name(key, entities, "volume", run="1" if item.per_run else None).rpartition("/")[2]
         about = " ".join(filter(None, (item.description, item.long_description)))
         lines.append(f"| `{key}` | `{name}` | {item.units} | {about} |\n")
-    return OUTPUTS_HEAD + "".join(lines) + OUTPUTS_TAIL
+    group = [f"| `{key}` | `{name}` | {text} |\n" for key, name, text in _group_rows()]
+    return OUTPUTS_HEAD + "".join(lines) + OUTPUTS_TAIL + GROUP_HEAD + "".join(group)
+
+
+def _group_rows() -> list[tuple[str, str, str]]:
+    from conform_app.bids.naming import group_name, group_products
+
+    return [(key, group_name(key, "fsLR:den-91k"), row["description"]) for key, row in group_products().items()]
 
 
 PAGES = {"settings.md": settings_page, "outputs.md": outputs_page}

@@ -7,12 +7,15 @@ of a `Grid`: all voxels of the volume in C order, the left then the right vertic
 
 from conform_app.images.files import check_complete
 from conform_app.images.grid import Grid, grid_difference, same_grid
+from conform_app.images.maprows import MapRows, Shelf
 from conform_app.images.maps import read_maps, read_mask, write_maps
 from conform_app.images.runs import BoldRun, finite_varying, open_run
 
 __all__ = [
     "BoldRun",
     "Grid",
+    "MapRows",
+    "Shelf",
     "check_complete",
     "finite_varying",
     "grid_difference",

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """How much of the difference between participants goes with how they were measured.
 
-Let y be one number a participant (its median noise ceiling, say) and x a fact of its methodology.  The share of
-variance
+Let y be one number a participant (its median noise ceiling, say) and x a fact of its methodology.  The share
+of variance
 
     R² = SS(x) / SS(total)
 
-flatters: with six participants in three datasets, whatever is constant within datasets (field strength, TR, ...)
-explains the same R² as the datasets themselves, and its evidence is that of three points, not of six.  So
+flatters: with six participants in three datasets, whatever is constant within datasets (field strength, TR)
+explains much of what the datasets themselves explain, and its evidence is three points, not six.  So
 
 - a fact that is constant within datasets is tested on the means of datasets: with G datasets and k parameters
   there are G - 1 - k residual degrees of freedom; with none left nothing is tested, and that is said;
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 COLUMNS = (
-    "outcome", "field", "level", "n", "n_values", "share", "df_model", "df_residual", "adjusted", "p", "aliases",
-    "note",
+    "outcome", "field", "level", "n", "n_values", "share", "df_model", "df_residual", "adjusted", "p",
+    "aliases", "note",
 )  # fmt: skip
 
 
@@ -51,8 +51,8 @@ def explain_variance(
     -------
     DataFrame
         A row an outcome and fact, the dataset itself first: ``share`` (R² over participants), ``level``
-        (``dataset`` or ``participant``: where it was tested), degrees of freedom, ``adjusted`` share and ``p``
-        of the F test at that level, ``aliases``.  Facts with a single value are left out.
+        (``dataset`` or ``participant``: where it was tested), degrees of freedom, ``adjusted`` share
+        and ``p`` of the F test at that level, ``aliases``.  Facts with a single value are left out.
     """
     import pandas as pd
 
