@@ -6,9 +6,10 @@ regressors (`noise_pass`), ridge (`ridge_pass`).  In the last two, the voxels of
 their HRF, so that each HRF's voxels are a slice.
 
 Threads: each of ``workers`` threads takes a block of its own, and torch and BLAS use one thread inside it.
-Pools of two libraries that wake and wait for each other a thousand times per second (torch's and NumPy's)
-can be ten times slower with two threads than with one; whole blocks share nothing, and the numbers do not
-depend on the number of threads beyond the rounding of other block sizes.
+The threads of one operation wait for each other at its end, thousands of times per second, and they wait
+spinning: where cores are shared with other work, two threads can be ten times slower than one.  Whole blocks
+wait for nothing, and the numbers do not depend on the number of threads beyond the rounding of other block
+sizes.
 """
 
 from __future__ import annotations
