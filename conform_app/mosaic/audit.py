@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a model could still learn about the test set from the train set.
 
-After the split, each train stimulus has a most similar test stimulus; the largest of these similarities, their
-quantiles, and how many stimuli could not be checked for want of an embedding say how clean the split is.  The
-same numbers from before near-duplicates were dropped say what that step did.
+After the split, each train stimulus has a most similar test stimulus; the largest of these similarities,
+their quantiles, and how many stimuli could not be checked for want of an embedding say how clean the split
+is.  The same numbers from before near-duplicates were dropped say what that step did.
 """
 
 from __future__ import annotations

@@ -94,8 +94,9 @@ def resolve_duplicates(
     Parameters
     ----------
     names : DataFrame
-        One row per dataset and stimulus name (repeated rows are fine): ``dataset``, ``name`` (of the original
-        file, with extension); optional ``alias``, ``source``, ``sha256`` (see `content_hash`), ``artificial``.
+        One row per dataset and stimulus name (repeated rows are fine): ``dataset``, ``name`` (of the
+        original file, with extension); optional ``alias``, ``source``, ``sha256`` (see `content_hash`),
+        ``artificial``.
     embeddings : mapping, optional
         Vector of each stimulus, keyed by name or, where datasets hold different files of one name, by
         ``DATASET/name``.
@@ -202,14 +203,14 @@ def _rows(names: pd.DataFrame) -> pd.DataFrame:
 def _fold(rows: pd.DataFrame, twice: np.ndarray) -> pd.DataFrame:
     """Fold the rows of one dataset and name into one; refuse those that contradict each other."""
     for (dataset, name), its in rows[twice].groupby(["dataset", "name"], sort=False):
-        for column in ("sha256", "source", "alias", "artificial"):
+        for column in ("sha256", "source", "artificial"):
             values = [v for v in its[column].unique() if v != "n/a"]
             if len(values) > 1:
                 what = "contents" if column == "sha256" else f"values of {column}"
                 raise DataError(
                     f"{dataset} has the stimulus {name!r} with {len(values)} different {what} "
                     f"({str(values[0])[:12]}, {str(values[1])[:12]}).",
-                    "If these are two datasets of one name, give one another name; otherwise rename the stimulus.",
+                    "Two datasets of one name? Rename one of them. Otherwise rename the stimulus.",
                 )
             rows.loc[its.index, column] = values[0] if values else "n/a"
     return rows.drop_duplicates(ignore_index=True)
@@ -252,7 +253,8 @@ def _join_equal_names(
             alike = _version_of(rows, options, j, unit, threshold)
             if alike is None:
                 raise DataError(
-                    f"{name!r} has different content in {rows['dataset'][options[0]]} and {rows['dataset'][j]}.",
+                    f"{name!r} has different content in {rows['dataset'][options[0]]} and in "
+                    f"{rows['dataset'][j]}.",
                     "Give embeddings of both (DATASET/name), or choose same_name 'same' (versions of one "
                     "picture, as crops are) or 'separate'.",
                 )
@@ -285,7 +287,7 @@ def _version_of(
 
 
 def _canonical(rows: pd.DataFrame, groups: _Groups) -> list[str]:
-    """Name of each row's stimulus: the first name of its group, with the dataset where two groups share it."""
+    """Name of each row's stimulus: the first of its group, with the dataset where two groups share it."""
     roots = [groups.root(i) for i in range(len(rows))]
     taken: dict[str, int] = {}
     called: dict[int, str] = {}

@@ -39,8 +39,8 @@ def own_split(
     Parameters
     ----------
     trials : DataFrame
-        One row per trial, in order of presentation: ``participant``, ``stimulus``; for ``run`` also ``run`` and,
-        where there are several, ``session``.
+        One row per trial, in order of presentation: ``participant``, ``stimulus``; for ``run`` also
+        ``run`` and, where there are several, ``session``.
     rule : {"stimulus", "run", "farthest"}
         See the module's text.
     fraction : float, default 0.2
@@ -107,8 +107,9 @@ def _farthest(stimulus: np.ndarray, fraction: float, unit: Embeddings) -> np.nda
     names = sorted(set(stimulus))
     found, vectors = unit.take(names)
     if len(found) < len(names):
+        first = sorted(set(names) - set(found))[0]
         raise DataError(
-            f"{len(names) - len(found)} stimuli have no embedding, the first {sorted(set(names) - set(found))[0]}.",
+            f"{len(names) - len(found)} stimuli have no embedding, the first {first}.",
             "The rule 'farthest' needs an embedding of every stimulus.",
         )
     far = np.argsort(-median_distance(vectors), kind="stable")  # ties by name

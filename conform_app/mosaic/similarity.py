@@ -72,7 +72,8 @@ class Embeddings:
         bad = ~(np.isfinite(norm) & (norm > 0))
         if bad.any():
             raise DataError(
-                f"The embedding of {names[int(bad.argmax())]} is zero or not finite ({int(bad.sum())} in all).",
+                f"The embedding of {names[int(bad.argmax())]} is zero or not finite "
+                f"({int(bad.sum())} in all).",
                 "Compute it again, or leave the stimulus out of the embeddings.",
             )
         return cls(names, (vectors / norm[:, None]).astype(np.float32))

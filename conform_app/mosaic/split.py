@@ -167,8 +167,8 @@ def split_stimuli(
     Raises
     ------
     DataError
-        If a column is missing, a phase is unknown, an artificial stimulus is somebody's train stimulus, or the
-        threshold is not between -1 and 1.
+        If a column is missing, a phase is unknown, an artificial stimulus is somebody's train stimulus, or
+        the threshold is not between -1 and 1.
 
     Examples
     --------
@@ -256,7 +256,8 @@ def _remove_near(
         at = place[trains[j]]
         side[at], reason[at] = "excluded", f"similar to test stimulus {tests[i]} ({similarity:.4f})"
     pairs = {"test": [tests[i] for i in first], "train": [trains[j] for j in second], "similarity": value}
-    return pd.DataFrame(pairs)
+    # A train stimulus near to several test stimuli is lost once, to the first
+    return pd.DataFrame(pairs).drop_duplicates("train", ignore_index=True)
 
 
 def _account(counts: dict[str, int], stimuli: pd.DataFrame, audit: Audit) -> list[str]:
@@ -266,11 +267,11 @@ def _account(counts: dict[str, int], stimuli: pd.DataFrame, audit: Audit) -> lis
         f"{n['excluded']} excluded."
     ]
     if counts["conflicts"]:
+        to_test, to_train = counts["conflicts_to_test"], counts["conflicts"] - counts["conflicts_to_test"]
         said.append(
-            f"{counts['conflicts']} stimuli were train in one dataset and test in another; "
-            f"{counts['conflicts_to_test']} went to test ({counts['train_trials_lost']} train trials dropped), "
-            f"{counts['conflicts'] - counts['conflicts_to_test']} to train ({counts['test_trials_lost']} test "
-            "trials dropped)."
+            f"{counts['conflicts']} stimuli were train in one dataset and test in another: {to_test} went to "
+            f"test ({counts['train_trials_lost']} train trials dropped) and {to_train} to train "
+            f"({counts['test_trials_lost']} test trials dropped)."
         )
     if counts["near_stimuli"]:
         said.append(
