@@ -2,8 +2,9 @@
 """What a registration did: how much of the cortex the volume covers, and how much the spheres were distorted.
 
 Distortion compares the registered sphere with the sphere before registration: the log2 ratio of the areas at
-a vertex, and of the lengths of the edges there.  Where that sphere is not at hand the middle surface takes
-its place; then the unfolding of the cortex is part of the distortion, and the words say so.
+a vertex, and the mean magnitude of that of the lengths of its edges.  Where that sphere is not at hand the
+middle surface takes its place; then the unfolding of the cortex is part of the distortion, and the words say
+so.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from conform_app.bids.carried import points_to_volume
 from conform_app.images import open_run
 from conform_app.images.surfaces import read_surface
 from conform_app.interfaces.cortex import Hemisphere
-from conform_app.surface import areal_distortion, edge_distortion, volume_coverage
+from conform_app.surface import areal_distortion, edge_distortion, vertex_areas, volume_coverage
 
 if TYPE_CHECKING:
     from conform_app.interfaces.carrying import Carrier
@@ -84,19 +85,17 @@ def _coverage(carrier: Carrier, number: int) -> np.ndarray:
             (xyz @ matrix[:3, :3].T + matrix[:3, 3], faces) for xyz, faces in (side.white, side.pial)
         )
         mask = np.asarray(voxels, dtype=np.uint8).reshape(grid.shape)
-        shares.append(volume_coverage(white, pial, grid.shape, grid.affine, mask=mask))
+        shares.append(volume_coverage(white, pial, grid.shape, grid.affine, mask=mask).share)
     return np.min(shares, axis=0)
 
 
 def _distortion(side: Hemisphere, reference: str) -> tuple[np.ndarray, np.ndarray]:
-    """Log2 of areas and edge lengths, registered over unregistered; their overall scale does not count."""
+    """Areal and edge distortion of the registered sphere, brought to the total area of what it was."""
     before = read_surface(side.half.native_sphere) if reference == "sphere" else side.middle
-    after = read_surface(side.half.sphere)
-    found = []
-    for measure in (areal_distortion, edge_distortion):
-        values = np.asarray(measure(before, after), dtype=np.float64)
-        found.append(values - np.median(values[np.isfinite(values)]))
-    return found[0], found[1]
+    points, triangles = read_surface(side.half.sphere)
+    scale = np.sqrt(vertex_areas(before).sum() / vertex_areas((points, triangles)).sum())
+    after = points * scale, triangles
+    return areal_distortion(before, after), edge_distortion(before, after)
 
 
 def _on_points(carrier: Carrier, values: np.ndarray) -> np.ndarray:

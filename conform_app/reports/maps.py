@@ -144,6 +144,7 @@ def open_brain(
     space: str | None,
     mask: np.ndarray | None = None,
     underlay: np.ndarray | None = None,
+    own: list[Path] | None = None,
 ) -> Brain:
     """Geometry behind the product in `paths`.
 
@@ -157,6 +158,9 @@ def open_brain(
         Analysed points; by default those with a finite value other than 0.
     underlay : (n_points,) float, optional
         Mean image.
+    own : list of Path, optional
+        The participant's middle surfaces on the mesh of the data, left and right: drawn on where no template
+        is at hand.
 
     Returns
     -------
@@ -185,6 +189,10 @@ def open_brain(
     else:
         groups, where = _cifti_groups(_load(paths[0]))
     meshes, geometry = _meshes(where, space or "")
+    if not meshes and own:
+        from conform_app.reports.cortex import own_meshes
+
+        meshes, geometry = own_meshes(own, where), "this participant's middle surface, inflated"
     return Brain(
         kind,
         (mask.size,),

@@ -12,6 +12,7 @@ from typing import Any
 from conform_app.errors import CannotCreateError, FileFaultError
 from conform_app.reports import denoising, sections
 from conform_app.reports.citations import markdown_to_html, read_bibliography
+from conform_app.reports.cortex import cortex
 from conform_app.reports.products import FigureBook, Products, Section
 from conform_app.reports.style import figure_style
 from conform_app.reports.wording import clock, count, joined, number, psn_kept, range_of, shown_version
@@ -160,7 +161,9 @@ def _sections(
     if brain is None or not brain.mask.any():
         note = "No map of this fit could be read, so there is nothing to draw."
         return [*shown, Section("maps", "Maps", notes=[note])]
+    carried = (cortex,) if products.record.get("surface") else ()
     makers = (
+        *carried,
         sections.variance_explained,
         sections.hrf_choice,
         denoising.noise_components,

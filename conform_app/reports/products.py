@@ -109,6 +109,7 @@ class Products:
                 space=self.fit.get("space"),
                 mask=np.isfinite(mask) & (mask != 0),
                 underlay=underlay,
+                own=self.paths("midthickness"),
             )
         return self._brain
 

@@ -43,7 +43,8 @@ def how_drawn(brain: Brain) -> str:
         over = ", laid over the mean image" if brain.underlay is not None else ""
         return f"{what}{over}. {ORIENTATION}"
     if brain.meshes:
-        return f"Shown on {brain.geometry}, which is a template, not this brain."
+        own = "participant" in brain.geometry
+        return f"Shown on {brain.geometry}{'' if own else ', which is a template, not this brain'}."
     return "No surface to draw on was at hand, so the distribution in each hemisphere is shown."
 
 
