@@ -3,8 +3,8 @@
 
 m and s (ddof 1) are taken over the TRAIN trials of one GLM fit (a session, or sessions fitted together), by
 the dataset's own phases, so that test data have no part in their own scale and a later merge changes nothing.
-A fit that holds only test trials may be scaled by all its own (MOSAIC does so for Deeprecon and NSD-synthetic);
-its betas are then not on the train scale, which is on record.
+A fit that holds only test trials may be scaled by all its own (MOSAIC does so for Deeprecon and
+NSD-synthetic); its betas are then not on the train scale, which is on record.
 
 Sums are float64, block by block by Chan, Golub and LeVeque (1983): with a block of n' trials, mean m' and sum
 of squares q' about it, and d = m' - m,
