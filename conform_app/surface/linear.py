@@ -7,6 +7,8 @@ that are not finite elsewhere (outside the brain, on the medial wall) reach noth
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 from scipy import sparse
 
@@ -109,14 +111,18 @@ def _torch_product(matrix: sparse.csr_matrix, device: str, dtype: np.dtype):
     if where.type == "cuda" and not torch.cuda.is_available():
         raise UsageError("No CUDA device is available.", "Use device 'cpu'.")
     kind = torch.float32 if dtype == np.float32 else torch.float64
-    weights = torch.sparse_csr_tensor(
-        torch.as_tensor(matrix.indptr.astype(np.int64)),
-        torch.as_tensor(matrix.indices.astype(np.int64)),
-        torch.as_tensor(matrix.data.astype(dtype)),
-        size=matrix.shape,
-        dtype=kind,
-        device=where,
-    )
+    with warnings.catch_warnings():
+        # torch says once that CSR tensors are in beta; products of one with a dense matrix are all we use.
+        warnings.filterwarnings("ignore", message="Sparse CSR tensor support", category=UserWarning)
+        weights = torch.sparse_csr_tensor(
+            torch.as_tensor(matrix.indptr.astype(np.int64)),
+            torch.as_tensor(matrix.indices.astype(np.int64)),
+            torch.as_tensor(matrix.data.astype(dtype)),
+            size=matrix.shape,
+            dtype=kind,
+            device=where,
+            check_invariants=True,
+        )
     return lambda block: (weights @ torch.as_tensor(block, device=where)).cpu().numpy()
 
 

@@ -1,0 +1,191 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How fast are ribbon sampling and resampling to fsLR, against Connectome Workbench on the same files?
+
+    CONFORM_TEST_DATA=... python benchmarks/surface.py [--volumes 300] [--rounds 2]
+
+Files: a measured BOLD run (its volumes repeated until there are enough), white, pial and midthickness of both
+hemispheres carried to the fsaverage 41k mesh, the sphere of that mesh deformed to fsLR, the fsLR 32k sphere.
+Both sides start from those files in the shell and end with one GIFTI file of time series per hemisphere.
+Workbench: two commands per hemisphere.  CONFORM: one Python process, its start included.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+from scipy.spatial import ConvexHull
+
+from conform_app.surface import SphereResampler, VolumeToSurface
+
+N_SOURCE = 40962  # the first vertices of the fsaverage 164k mesh are the 41k mesh
+SIDES = ("L", "R")
+NAMES = ("white", "pial", "midthickness")
+
+
+def read_surface(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    image = nib.load(path)
+    return image.agg_data("pointset"), image.agg_data("triangle")
+
+
+def write_surface(path: Path, coordinates: np.ndarray, triangles: np.ndarray, side: str) -> None:
+    meta = nib.gifti.GiftiMetaData(
+        {"AnatomicalStructurePrimary": "CortexLeft" if side == "L" else "CortexRight"}
+    )
+    arrays = [
+        nib.gifti.GiftiDataArray(
+            coordinates.astype(np.float32), "NIFTI_INTENT_POINTSET", "NIFTI_TYPE_FLOAT32", meta=meta
+        ),
+        nib.gifti.GiftiDataArray(triangles.astype(np.int32), "NIFTI_INTENT_TRIANGLE", "NIFTI_TYPE_INT32"),
+    ]
+    nib.save(nib.GiftiImage(darrays=arrays, meta=meta), path)
+
+
+def write_series(path: Path, values: np.ndarray, side: str) -> None:
+    meta = nib.gifti.GiftiMetaData(
+        {"AnatomicalStructurePrimary": "CortexLeft" if side == "L" else "CortexRight"}
+    )
+    arrays = [
+        nib.gifti.GiftiDataArray(np.ascontiguousarray(v), "NIFTI_INTENT_TIME_SERIES", "NIFTI_TYPE_FLOAT32")
+        for v in values.T
+    ]
+    nib.save(nib.GiftiImage(darrays=arrays, meta=meta), path)
+
+
+def make_files(folder: Path, n_volumes: int) -> None:
+    real = Path(os.environ["CONFORM_TEST_DATA"]) / "data" / "real"
+    subject = real / "studyforrest-localizer-bids/derivatives/fmriprep/sub-02"
+    run = nib.load(subject / "func/sub-02_task-localizer_run-1_space-T1w_desc-preproc_bold.nii.gz")
+    data = np.asarray(run.dataobj, np.float32)
+    data = data[..., np.arange(n_volumes) % data.shape[3]]
+    image = nib.Nifti1Image(data, run.affine)
+    image.header.set_zooms((*run.header.get_zooms()[:3], 2.0))
+    image.header.set_xyzt_units("mm", "sec")
+    nib.save(image, folder / "bold.nii.gz")
+    atlas = real / "surfaces/fsaverage-164k_fsLR"
+    for side in SIDES:
+        deformed = f"fs_{side}-to-fs_LR_fsaverage.{side}_LR.spherical_std.164k_fs_{side}.surf.gii"
+        sphere = read_surface(atlas / deformed)[0][:N_SOURCE]
+        triangles = hull_triangles(
+            read_surface(atlas / f"fsaverage.{side}.sphere.164k_fs_{side}.surf.gii")[0]
+        )
+        target = read_surface(atlas / f"S1200.{side}.sphere.32k_fs_LR.surf.gii")
+        write_surface(folder / f"{side}.source.surf.gii", sphere, triangles, side)
+        write_surface(folder / f"{side}.target.surf.gii", *target, side)
+        carry = SphereResampler(target, (sphere, triangles), method="barycentric")
+        for name in NAMES:
+            stem = f"anat/sub-02_hemi-{side}_space-T1w_den-32k_desc-approx_{name}.surf.gii"
+            coordinates, own = read_surface(subject / stem)
+            write_surface(folder / f"{side}.{name}.surf.gii", carry.apply(coordinates), triangles, side)
+            write_surface(folder / f"{side}.{name}.target.surf.gii", coordinates, own, side)
+
+
+def hull_triangles(sphere: np.ndarray) -> np.ndarray:
+    """Triangles of the 41k mesh, outward: the convex hull of its vertices on the undeformed sphere."""
+    x = sphere[:N_SOURCE].astype(np.float64)
+    triangles = ConvexHull(x).simplices
+    a, b, c = (x[triangles[:, k]] for k in range(3))
+    inward = np.einsum("nk,nk->n", np.cross(b - a, c - a), a) < 0
+    triangles[inward] = triangles[inward][:, ::-1]
+    return triangles
+
+
+def with_conform(folder: Path) -> None:
+    clock, spent = time.perf_counter, {}
+    start = clock()
+    image = nib.load(folder / "bold.nii.gz")
+    data = np.asarray(image.dataobj, dtype=np.float32)
+    spent["read"] = clock() - start
+    for side in SIDES:
+        start = clock()
+        surfaces = {name: read_surface(folder / f"{side}.{name}.surf.gii") for name in NAMES}
+        spheres = [read_surface(folder / f"{side}.{name}.surf.gii") for name in ("source", "target")]
+        goal = read_surface(folder / f"{side}.midthickness.target.surf.gii")
+        sample = VolumeToSurface(surfaces["white"], surfaces["pial"], data.shape, image.affine)
+        carry = SphereResampler(*spheres, source_area=surfaces["midthickness"], target_area=goal)
+        spent["build"] = spent.get("build", 0) + clock() - start
+        start = clock()
+        # Workbench gives 0 to vertices without data; the same here, so that results can be compared.
+        values = carry.apply(sample.apply(data, fill=0))
+        spent["apply"] = spent.get("apply", 0) + clock() - start
+        start = clock()
+        write_series(folder / f"{side}.conform.func.gii", values, side)
+        spent["write"] = spent.get("write", 0) + clock() - start
+    print("  of which", ", ".join(f"{name} {seconds:.1f} s" for name, seconds in spent.items()))
+
+
+def with_workbench(folder: Path, command: str) -> None:
+    for side in SIDES:
+        path = {
+            name: str(folder / f"{side}.{name}.surf.gii")
+            for name in (*NAMES, "source", "target", "midthickness.target")
+        }
+        native, out = str(folder / f"{side}.native.func.gii"), str(folder / f"{side}.workbench.func.gii")
+        first = ["-volume-to-surface-mapping", str(folder / "bold.nii.gz"), path["midthickness"], native]
+        first += ["-ribbon-constrained", path["white"], path["pial"]]
+        second = ["-metric-resample", native, path["source"], path["target"], "ADAP_BARY_AREA", out]
+        second += ["-area-surfs", path["midthickness"], path["midthickness.target"]]
+        start = time.perf_counter()
+        subprocess.run([command, *first], check=True)
+        middle = time.perf_counter()
+        subprocess.run([command, *second], check=True)
+        print(f"  {side}: mapping {middle - start:.1f} s, resampling {time.perf_counter() - middle:.1f} s")
+
+
+def read_series(path: Path) -> np.ndarray:
+    return np.stack([part.data for part in nib.load(path).darrays], axis=1)
+
+
+def largest_difference(folder: Path) -> tuple[float, float]:
+    """Over both hemispheres: the largest difference over the mean, and the share of vertices over 1e-4."""
+    parts = []
+    for side in SIDES:
+        one, other = (read_series(folder / f"{side}.{who}.func.gii") for who in ("conform", "workbench"))
+        parts.append(np.abs(one - other).max(1) / np.abs(other).mean())
+    relative = np.concatenate(parts)
+    return float(relative.max()), float((relative > 1e-4).mean())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--volumes", type=int, default=300)
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--conform-on", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.conform_on:
+        with_conform(options.conform_on)
+        return
+    command = shutil.which("wb_command")
+    if command is None:
+        sys.exit("wb_command is not installed: nothing to compare with.")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        make_files(folder, options.volumes)
+        seconds: dict[str, list[float]] = {"CONFORM": [], "Workbench": []}
+        for _ in range(options.rounds):
+            start = time.perf_counter()
+            subprocess.run([sys.executable, __file__, "--conform-on", str(folder)], check=True)
+            seconds["CONFORM"].append(time.perf_counter() - start)
+            start = time.perf_counter()
+            with_workbench(folder, command)
+            seconds["Workbench"].append(time.perf_counter() - start)
+            print(", ".join(f"{who} {times[-1]:.1f} s" for who, times in seconds.items()))
+        worst, share = largest_difference(folder)
+    best = {who: min(times) for who, times in seconds.items()}
+    vertices = 2 * N_SOURCE
+    print(f"{vertices} vertices, {options.volumes} volumes, {os.cpu_count()} cores, best of {options.rounds}")
+    print(f"CONFORM {best['CONFORM']:.1f} s, Workbench {best['Workbench']:.1f} s")
+    print(f"ratio {best['Workbench'] / best['CONFORM']:.1f}")
+    print(f"largest difference {worst:.1e} of the mean; {100 * share:.3f} % of vertices over 1e-4")
+
+
+if __name__ == "__main__":
+    main()
