@@ -36,6 +36,7 @@ RECORD_KEYS = (
     *(f"{base}_type{t}" for base in ("betas", "rsquared", "reliability") for t in "ABCD"),
     *("hrfindex", "noisepool", "brainmask", "fracridge", "mean", "ncsnr", "noiseceiling", "condmean"),
     *("psn", "psn_reliability", "psn_signalvar", "psn_noisevar", "psn_residual", "psn_model"),
+    *("psn_reliability_before", "psn_removedsignal", "psn_removednoise"),
     *("psn_dimensions", "trials", "conditions", "glmdenoise", "design"),
 )
 

@@ -60,6 +60,7 @@ def test_rows_of_the_trial_table_are_the_volumes_of_the_betas(haxby_run):
     residual = nib.load(haxby_run / f"{FUNC}_space-func_stat-residual_desc-psn_statmap.nii.gz").get_fdata()
     denoised = nib.load(haxby_run / f"{FUNC}_space-func_stat-effect_desc-psn_statmap.nii.gz").get_fdata()
     where = trials["condition"].to_numpy() - 1
+    values = nib.load(haxby_run / f"{FUNC}_space-func_stat-effect_desc-typeB_statmap.nii.gz").get_fdata()
     np.testing.assert_allclose(residual + denoised[..., where], values, rtol=1e-4, atol=1e-4)
 
 

@@ -86,6 +86,8 @@ class FitWriter:
         """
         item = product(key, glm_type)
         paths = build_names(key, self.plan.entities, self.plan.kind, glm_type=glm_type)
+        if names is None and values.ndim == 1:  # of both hemispheres
+            names = [" ".join(filter(None, (item.stat, item.desc)))]
         write_maps(
             self.grid,
             [self.root / path for path in paths],
@@ -280,17 +282,23 @@ def _write_psn(writer: FitWriter, path: Path, meta: Mapping[str, Any]) -> None:
     names = writer.plan.conditions
     method = {"EstimationMethod": f"PSN ({meta['mode']}) of GLMsingle type {meta['glm_type']}"}
     writer.image("psn", psn["denoised"], names=names, **method)
-    if np.isfinite(psn["reliability"]).any():
-        writer.image("psn_reliability", psn["reliability"], **method)
+    for name, values in (
+        ("psn_reliability", "reliability"),
+        ("psn_reliability_before", "reliability_before"),
+    ):
+        if np.isfinite(psn[values]).any():
+            writer.image(name, psn[values], **method)
     writer.image("psn_signalvar", psn["unit_signal_var"], **method)
     writer.image("psn_noisevar", psn["unit_noise_var"], **method)
+    writer.image("psn_removedsignal", psn["unit_removed_signal"], **method)
+    writer.image("psn_removednoise", psn["unit_removed_noise"], **method)
     model = {name: values for name, values in psn.items() if name.startswith("model_")}
     model |= {name: psn[name] for name in ("parcel", "mean", "sd")}
     # the time it took is no part of the model: equal runs give equal bytes
     writer.store("psn_model", model, {name: value for name, value in meta.items() if name != "seconds"})
     columns: dict[str, list[Any]] = {"block": [], "index": [], "signal_variance": [], "noise_variance": []}
     columns |= {"cv_error": [], "kept": []}
-    for block in range(meta["n_parcels"]):
+    for block in (n for n in range(meta["n_parcels"]) if f"model_{n}_axes" in psn):
         for name, values in _dimensions(psn, block).items():
             columns[name].extend(values)
     writer.table("psn_dimensions", columns)
@@ -361,6 +369,7 @@ def _record(
         names = ("mode", "basis", "level", "criterion", "n_dims", "n_parcels", "glm_type")
         choices["psn"] = {name: psn_meta[name] for name in names}
         curves["psn"] = {name.removeprefix("model_0_"): values for name, values in psn.items()}
+        choices["psn"]["held_out_error"] = psn_meta["held_out_error"]
     impossible = [key for key in dataset["wanted"] if key not in writer.products]
     return {
         "schema": SCHEMA,

@@ -43,8 +43,8 @@ def _thin(usable: Usable, gsn: GSNResult) -> list[str]:
         return []
     return [
         f"Axes were estimated from {usable.x.shape[1]} conditions for {len(usable.x)} units: the covariance"
-        f" of the averages was shrunk by {100 * (1 - gsn.shrink_data):.0f} %, so that an axis holds few units."
-        " Compare the reliability before and after PSN before relying on patterns."
+        f" of the averages was shrunk by {100 * (1 - gsn.shrink_data):.0f} %, so that an axis holds few"
+        " units. Compare the reliability before and after PSN before relying on patterns."
     ]
 
 

@@ -3,7 +3,7 @@
 
 Fold by fold, axes are fitted without the left-out trials.  For the difference basis these are the leading
 eigenvectors of ``cS - cN / T``, the raw covariances: an axis whose eigenvalue is not positive is expected to
-add more noise than signal, so only positive ones are computed and the curves end there.
+add more noise than signal, so the curves end at the last positive one.
 
 * population: the k with the smallest error, for all units;
 * unit: ``argmin_k  e_u(k) + pooling mean_v e_v(k)``,  ``e_u(k) = E_u(k) / E_u(0)``.  One unit's curve is
@@ -21,7 +21,7 @@ import warnings
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.linalg import eigh as subset_eigh
+from scipy.linalg import eigh
 
 from conform_app.psn import crossval
 from conform_app.psn.basis import Basis, fix_signs, make_axes
@@ -208,8 +208,8 @@ def positive_axes(m: np.ndarray) -> np.ndarray:
     """Eigenvectors of a symmetric matrix with positive eigenvalues, descending."""
     if len(m) > _SINGLE:
         m = m.astype(np.float32)
-    _, v = subset_eigh(m, subset_by_value=(0.0, np.inf), driver="evr", check_finite=False, overwrite_a=True)
-    return fix_signs(v[:, ::-1].astype(np.float64))
+    w, v = eigh(m, driver="evd", check_finite=False, overwrite_a=True)
+    return fix_signs(v[:, w > 0][:, ::-1].astype(np.float64))
 
 
 def plan_folds(there: np.ndarray, options: PSNOptions) -> tuple[list[crossval.Fold], str]:

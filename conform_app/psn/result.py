@@ -204,6 +204,16 @@ class PSNResult:
             out[self.valid] = truncate(self.axes, k, z) + m
         return out.reshape(responses.shape)
 
+    def operator(self) -> np.ndarray:
+        """The denoiser of the valid units as an n x n matrix, in which row u makes unit u."""
+        eye = np.eye(len(self.axes))
+        if self.blend is not None:
+            return self.blend.operator(self.axes, self.gsn, self.n_trials)
+        if self.criterion == "wiener":
+            return wiener(self.gsn.signal_cov, self.gsn.noise_cov, self.n_trials, eye)
+        k = self.threshold[self.valid] if isinstance(self.threshold, np.ndarray) else self.threshold
+        return truncate(self.axes, k, eye)
+
     def _most(self) -> int:
         if self.criterion in ("wiener", "blend"):
             return self.axes.shape[1]

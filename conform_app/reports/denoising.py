@@ -80,6 +80,7 @@ def psn(products: Products, book: FigureBook, brain: Brain) -> Section:
     if len(blocks) > 1:
         _many_blocks(products, book, section, blocks, kept)
         _gain(products, book, brain, section)
+        _removed(products, book, brain, section)
         return section
     signal, noise = _numbers(curves.get("signal_var")), _numbers(curves.get("noise_var"))
     error, cuts = _numbers(curves.get("cv_error")), _numbers(curves.get("threshold"))
@@ -109,6 +110,7 @@ def psn(products: Products, book: FigureBook, brain: Brain) -> Section:
     else:
         section.notes.append("The record holds no spectrum of signal and noise.")
     _gain(products, book, brain, section)
+    _removed(products, book, brain, section)
     return section
 
 
@@ -173,40 +175,62 @@ def _many_blocks(
 
 
 def _gain(products: Products, book: FigureBook, brain: Brain, section: Section) -> None:
-    """Reliability before and after PSN."""
-    before_type = next((t for t in "DCBA" if products.has(f"reliability_type{t}")), None)
-    if before_type is None or not products.has("psn_reliability"):
+    """Reliability before and after PSN, on repeats that it has not seen."""
+    if not (products.has("psn_reliability_before") and products.has("psn_reliability")):
         section.notes.append("Reliability before and after PSN cannot be compared: a map is missing.")
         return
-    before, after = products.values(f"reliability_type{before_type}"), products.values("psn_reliability")
+    before, after = products.values("psn_reliability_before"), products.values("psn_reliability")
     both = brain.mask & np.isfinite(before) & np.isfinite(after)
     if not both.any():
         section.notes.append("Reliability before and after PSN cannot be compared: no point has both.")
         return
+    glm_type = (products.choices.get("psn") or {}).get("glm_type") or "?"
     change = (
         f"Median {np.median(before[both]):.3f} before, {np.median(after[both]):.3f} after; higher in"
         f" {100 * np.mean(after[both] > before[both]):.0f} % of {int(both.sum()):,} {brain.unit}."
     )
     warning = (
-        "For PSN, the denoiser was fitted to one half of the repeats and its averages were compared with the"
-        " raw averages of the other half: no trial counts twice, and the noise left in the other half still"
-        " lowers the value."
+        "Both: averages of one half of the repeats, raw or denoised, against the raw averages of the other"
+        " half. The denoiser was fitted to the first half alone: no trial counts twice, and the noise left in"
+        " the other half still lowers the value."
     )
-    maps = {before_type: before, "PSN": after}
     book.add(
         section,
         "psnreliability",
-        compare_maps(brain, maps, diverging([before[both], after[both]]), "reliability r"),
+        compare_maps(
+            brain, {glm_type: before, "PSN": after}, diverging([before[both], after[both]]), "reliability r"
+        ),
         alt=f"Maps of split-half reliability before and after PSN. {change}",
-        caption=f"Split-half reliability before (type {before_type}) and after PSN, on one scale. {change}"
+        caption=f"Split-half reliability before (type {glm_type}) and after PSN, on one scale. {change}"
         f" {warning} {how_drawn(brain)}",
     )
     book.add(
         section,
         "psngain",
-        before_after(before[both], after[both], (f"type {before_type}", "PSN"), "reliability r"),
+        before_after(before[both], after[both], (f"type {glm_type}", "PSN"), "reliability r"),
         alt=f"Scatter plot of reliability after against before PSN. {change}",
         caption=f"The same, {brain.unit[:-1]} by {brain.unit[:-1]}: those above the line gained.",
+    )
+
+
+def _removed(products: Products, book: FigureBook, brain: Brain, section: Section) -> None:
+    """Where PSN took noise out: the share of the averages' noise variance that is gone."""
+    if not (products.has("psn_removednoise") and products.has("psn_noisevar")):
+        return
+    gone, left = products.values("psn_removednoise"), products.values("psn_noisevar")
+    total = gone + left
+    share = np.divide(gone, total, out=np.full(total.shape, np.nan), where=total > 0)
+    inside = brain.mask & np.isfinite(share)
+    if not inside.any():
+        return
+    text = f"median {100 * np.median(share[inside]):.0f} %"
+    book.add(
+        section,
+        "psnremoved",
+        value_map(brain, share, fraction_scale(), "share of noise variance removed"),
+        alt=f"Map of the share of noise variance that PSN removed, {text}",
+        caption="Share of the noise variance of the condition averages that PSN took out, as estimated by the"
+        f" model of signal and noise: {text}. {how_drawn(brain)}",
     )
 
 

@@ -205,14 +205,27 @@ class ModelSettings:
     )
     psn: str = option(
         "cv",
-        "PSN denoising of the condition averages: cross-validated cut, or a preset of the method, or off",
-        choices=("off", "cv", "standard", "conservative", "aggressive", "compare", "wiener"),
+        "PSN denoising of the condition averages: cross-validated cut, or the best of cuts and Wiener filter "
+        "by cross-validation (auto), or a preset of the method, or off",
+        choices=("off", "cv", "auto", "standard", "conservative", "aggressive", "compare", "wiener"),
         alters=True,
     )
     psn_level: str = option(
-        "population",
+        "unit",
         "the cross-validated cut is one for all voxels, or one for each",
         choices=("population", "unit"),
+        alters=True,
+    )
+    psn_type: str = option(
+        "B",
+        "single-trial betas that PSN is fed (the last type there is, where this one is not)",
+        choices=("A", "B", "C", "D"),
+        alters=True,
+    )
+    psn_scale: str = option(
+        "z",
+        "PSN sees betas z-scored per voxel and session, or as they are in percent signal change",
+        choices=("z", "percent"),
         alters=True,
     )
     random_seed: int = option(0, "seed of everything random", kind="int", metavar="N", alters=True)
