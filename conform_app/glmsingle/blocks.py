@@ -17,8 +17,10 @@ import numpy as np
 
 from conform_app.errors import DataError, UsageError
 
-MOST_WORK = {"cpu": 1 << 28, "cuda": 1 << 31}
-"""Bytes for the working arrays at most: larger blocks are not faster."""
+MOST_WORK = {"cpu": 1 << 27, "cuda": 1 << 31}
+"""Bytes for the working arrays of a block at most: larger blocks are not faster."""
+SHARES = 4
+"""Blocks come in multiples of this many on a CPU, so that two or four threads have equal shares."""
 MOST_VOXELS = 32768
 FEWEST_VOXELS = 256
 
@@ -98,7 +100,9 @@ def block_length(
     workers: int = 1,
     device: str = "cpu",
 ) -> int:
-    """Voxels per block; the blocks are nearly equal, and as many as keep all workers busy.
+    """Voxels per block; the blocks are nearly equal.
+
+    Unless ``max_memory`` binds, the number of workers has no effect, so that neither have results.
 
     Parameters
     ----------
@@ -120,23 +124,23 @@ def block_length(
     UsageError
         When ``max_memory`` does not even hold results and the smallest block.
     """
-    work, bytes_per_voxel = MOST_WORK.get(device, MOST_WORK["cuda"]), bytes_per_voxel * workers
+    work = MOST_WORK["cpu" if device == "cpu" else "cuda"]
     if max_memory is not None:
-        work = min(work, float(max_memory) - fixed)
-        need = fixed + FEWEST_VOXELS * bytes_per_voxel
+        work = min(work, (float(max_memory) - fixed) / workers)
+        need = fixed + workers * FEWEST_VOXELS * bytes_per_voxel
         if work < FEWEST_VOXELS * bytes_per_voxel and n_voxels > FEWEST_VOXELS:
             raise UsageError(
                 f"The fit needs at least {need / 2**30:.2f} GiB beside the data; "
                 f"{float(max_memory) / 2**30:.2f} are allowed.",
-                "Allow more memory, keep fewer types, or fit fewer voxels at once.",
+                "Allow more memory, keep fewer types, or use fewer threads.",
             )
     length = int(max(FEWEST_VOXELS, min(MOST_VOXELS, work // bytes_per_voxel)))
     if chunklen is not None:
         length = min(length, int(chunklen))
     length = max(1, min(length, n_voxels))
     n_blocks = -(-n_voxels // length)
-    if n_voxels >= workers * FEWEST_VOXELS:
-        n_blocks = -(-n_blocks // workers) * workers
+    if device == "cpu" and n_voxels >= SHARES * FEWEST_VOXELS:
+        n_blocks = -(-n_blocks // SHARES) * SHARES
     return -(-n_voxels // n_blocks)
 
 

@@ -8,8 +8,7 @@ their HRF, so that each HRF's voxels are a slice.
 Threads: each of ``workers`` threads takes a block of its own, and torch and BLAS use one thread inside it.
 The threads of one operation wait for each other at its end, thousands of times per second, and they wait
 spinning: where cores are shared with other work, two threads can be ten times slower than one.  Whole blocks
-wait for nothing, and the numbers do not depend on the number of threads beyond the rounding of other block
-sizes.
+wait for nothing, and the numbers do not depend on the number of threads.
 """
 
 from __future__ import annotations
