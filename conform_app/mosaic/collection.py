@@ -585,7 +585,7 @@ class Collection:
         """
         self._forget()
         options = {"embeddings": embeddings, "threshold": threshold, "same_name": same_name}
-        manifest = growth.seal(self.place, stimuli, split, options, dict(tables or {}), note)
+        manifest = growth.seal(Place(self.root), stimuli, split, options, dict(tables or {}), note)
         self.manifest = dict(manifest)
         self._forget()
         return manifest

@@ -30,6 +30,8 @@ from conform_app.mosaic.writer import Submission, write_participant
 if TYPE_CHECKING:
     import pandas as pd
 
+_GROUP = {"zarr_format": 3, "node_type": "group", "attributes": {}}
+
 
 def load_json(place: Place, name: str) -> dict[str, Any]:
     """Read a JSON file of a collection, of a schema that is known.
@@ -53,8 +55,6 @@ def create(
     root: Path, space: str, n_vertices: int, dtype: str, configuration: dict[str, Any], exist_ok: bool
 ) -> None:
     """Write what all participants share; see `Collection.create`."""
-    import zarr
-
     if dtype not in ("float32", "float16"):
         raise UsageError(f"Betas cannot be stored as {dtype}.", "Choose float32 or float16.")
     if n_vertices < 1:
@@ -75,8 +75,7 @@ def create(
     with layout.writing(root):
         (root / layout.PARTICIPANTS).mkdir(parents=True, exist_ok=True)
         for folder in (root, root / layout.PARTICIPANTS):
-            if not (folder / "zarr.json").exists():
-                zarr.create_group(folder, zarr_format=3, overwrite=False)
+            layout.write_atomic(folder / "zarr.json", layout.to_json(_GROUP))
         # Two processes may create one collection at the same time: the first one's file counts
         part = root / f".{layout.COLLECTION}.{uuid.uuid4().hex[:8]}"
         part.write_bytes(layout.to_json(common))
