@@ -250,7 +250,7 @@ def check_fit(fit: FitOutput, beta_type: str) -> list[str]:
 
     Headers are read, values are not.
     """
-    from conform_app.images import open_run
+    from conform_app.images import MapRows
 
     files = fit.files(f"betas_type{beta_type}")
     if not files:
@@ -260,9 +260,9 @@ def check_fit(fit: FitOutput, beta_type: str) -> list[str]:
         return [f"{fit.name}: {gone[0]} is missing"]
     try:
         n_trials = len(fit.trials())
-        betas = open_run(tuple(files))
+        betas = MapRows(files)
     except ConformError as error:
         return [f"{fit.name}: {error.message.rstrip('.')}"]
-    if betas.n_volumes != n_trials:
-        return [f"{fit.name}: {betas.n_volumes} maps of betas but {n_trials} rows in the trial table"]
+    if len(betas) != n_trials:
+        return [f"{fit.name}: {len(betas)} maps of betas but {n_trials} rows in the trial table"]
     return []

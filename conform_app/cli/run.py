@@ -38,10 +38,9 @@ def run(settings: Settings) -> int:
     start_logging(settings.run.verbose)
     prepare_environment()
     if settings.analysis_level == "group":
-        raise UsageError(
-            "The group level is not part of this version.",
-            "Run 'participant'; its outputs stay valid for it.",
-        )
+        from conform_app.cli.group import run_group
+
+        return run_group(Session(settings))
     from conform_app.bids.dataset import check_folders, check_output, write_dataset
     from conform_app.images.templates import LINKS
 

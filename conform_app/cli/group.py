@@ -1,0 +1,225 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The group level: participants' outputs in, one collection, its tables and its report out."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from conform_app import __version__
+from conform_app.cli.resources import default_work_dir, resolve_resources
+from conform_app.cli.session import LOGGER, Session, conclude, replace_text
+from conform_app.errors import ConformError, NothingSelectedError, UsageError
+from conform_app.settings import Settings, to_toml
+
+if TYPE_CHECKING:
+    from conform_app.collect.job import GroupJob, Survey
+    from conform_app.collect.plans import ParticipantPlan
+
+
+def run_group(session: Session) -> int:
+    """Merge participants of one or several outputs into one collection.
+
+    Parameters
+    ----------
+    session : Session
+
+    Returns
+    -------
+    int
+        0 when everybody who can be merged is.
+
+    Raises
+    ------
+    ConformError
+        With the exit code to end with.
+    """
+    from conform_app.collect.job import survey
+
+    settings = session.settings
+    job = _job(settings)
+    if settings.run.reports_only:
+        return _report(session, job)
+    _check_folders(settings)
+    found = survey(job)
+    if settings.run.dry_run:
+        print(list_members(found), flush=True)
+        return 0
+    for member in found.pool.members:
+        for reason in member.reasons:
+            level = LOGGER.info if member.merged else LOGGER.warning
+            level("%s is %s: %s", member.key, member.status, reason)
+    for text in (*found.pool.account, *found.gathered.warnings):
+        LOGGER.info("%s", text)
+    work_dir = Path(settings.resources.work_dir or default_work_dir(settings.output_dir)).absolute()
+    _remove(settings, found)
+    plans = _plans(settings, job, found, work_dir)
+    log_dir = settings.output_dir / "logs" / "group" / session.run_uuid
+    log_dir.mkdir(parents=True, exist_ok=True)
+    replace_text(log_dir / "conform.toml", to_toml(settings))
+    summaries = _execute(session, job, found, plans, work_dir, log_dir)
+    for done in summaries:
+        LOGGER.info("%s: %s", done["key"], done["state"])
+        if done["state"] == "failed":
+            note = {name: done[name] for name in ("exit_code", "message", "remedy")}
+            session.notes.append({**note, "fit": done["key"], "subject": "", "step": "merging"})
+    if settings.group.merge_step != "participants" and not any(n["step"] == "seal" for n in session.notes):
+        _finish(session, job)
+    return conclude(session, sum(done["state"] != "failed" for done in summaries))
+
+
+def _job(settings: Settings) -> GroupJob:
+    from conform_app.collect.job import GroupJob
+
+    return GroupJob(
+        str(settings.output_dir), settings.inputs.derivatives, settings.study.dataset_name, settings.group
+    )
+
+
+def _check_folders(settings: Settings) -> None:
+    """Refuse to write into one of the inputs, or into a folder that cannot be written."""
+    from conform_app.bids.dataset import check_output
+    from conform_app.bids.description import real_path
+
+    output = real_path(settings.output_dir)
+    for name, path in settings.inputs.derivatives:
+        if real_path(path) == output:
+            raise UsageError(
+                f"The output folder {settings.output_dir} is also named with -d as {name}.",
+                "Its own participants are taken anyway; leave that -d out.",
+            )
+    check_output(settings.output_dir, settings.altering(), settings.digest(), overwrite=True)
+
+
+def list_members(found: Survey) -> str:
+    """Return a table of everybody and what would become of them."""
+    rows = [("participant", "status", "merged", "fits", "trials", "why")]
+    for member in found.pool.members:
+        n_trials = len(found.gathered.frames.get(member.key, ()))
+        merged = "yes" if member.merged else "no"
+        cells = (member.key, member.status, merged, str(len(member.fits)), str(n_trials))
+        rows.append((*cells, "; ".join(member.reasons) or "-"))
+    widths = [max(len(row[i]) for row in rows) for i in range(5)]
+    lines = ["  ".join([*(c.ljust(w) for c, w in zip(row, widths, strict=False)), row[5]]) for row in rows]
+    return "\n".join([*lines, *found.gathered.account, *found.gathered.warnings])
+
+
+def _remove(settings: Settings, found: Survey) -> None:
+    """Take participants out of the collection."""
+    from conform_app.mosaic.collection import Collection
+
+    wanted = settings.group.remove_participant
+    if not wanted:
+        return
+    if found.store is None or not (found.store / "collection.json").is_file():
+        raise NothingSelectedError("There is no collection to remove participants from.", "Check the folder.")
+    collection = Collection.open(found.store)
+    unknown = sorted(set(wanted) - {*collection.keys, *collection.pending, *collection.missing})
+    if unknown:
+        raise NothingSelectedError(
+            f"The collection has no participant {unknown[0]}.", f"It has {', '.join(collection.keys)}."
+        )
+    for key in wanted:
+        if key not in collection.missing:
+            collection.remove(key)
+        LOGGER.info("%s: removed", key)
+
+
+def _plans(settings: Settings, job: GroupJob, found: Survey, work_dir: Path) -> list[ParticipantPlan]:
+    """Plans of the participants of this call."""
+    from conform_app.collect.job import plan_participants
+
+    if settings.group.merge_step == "seal":
+        return []
+    labels = settings.inputs.participant_label
+    folder = work_dir / "group-plans"
+    plans = plan_participants(job, found, folder, wanted=labels, replace=settings.run.overwrite)
+    plans = [plan for plan in plans if plan.key not in settings.group.remove_participant]
+    known = {m.participant.label for m in found.pool.members} | {m.key for m in found.pool.members}
+    unknown = [label for label in labels if label not in known]
+    if unknown:
+        raise NothingSelectedError(
+            f"There is no participant {unknown[0]}.", f"There are {', '.join(sorted(known))}."
+        )
+    return plans
+
+
+def _execute(
+    session: Session,
+    job: GroupJob,
+    found: Survey,
+    plans: list[ParticipantPlan],
+    work_dir: Path,
+    log_dir: Path,
+) -> list[dict[str, Any]]:
+    """Run the workflow; return how it went with each participant."""
+    from conform_app.collect.job import write_job
+    from conform_app.workflows.execute import read_plugin, run_workflow
+    from conform_app.workflows.group import init_group_wf
+
+    settings = session.settings
+    # each call has a folder of its own: several may write participants at the same time
+    folder = work_dir / f"group-{session.run_uuid}"
+    resources = resolve_resources(settings.resources, max(1, len(plans)))
+    workflow = init_group_wf(
+        plans=plans,
+        plan_dir=work_dir / "group-plans",
+        job_file=write_job(job, folder / "job.json"),
+        work_dir=folder,
+        log_dir=log_dir,
+        seal=settings.group.merge_step != "participants",
+        mem_gb=_memory(found),
+    )
+    notes = run_workflow(
+        workflow,
+        plugin=read_plugin(settings.resources.use_plugin, resources.nprocs, resources.memory),
+        log_dirs=[log_dir],
+        stop_on_first_crash=settings.resources.stop_on_first_crash,
+        verbose=settings.run.verbose,
+    )
+    session.notes += [{**note, "step": "seal"} for note in notes]
+    files = [
+        folder / workflow.name / f"merge_{plan.key.replace('-', '_')}" / "summary.json" for plan in plans
+    ]
+    return [json.loads(path.read_text(encoding="utf-8")) for path in files if path.is_file()]
+
+
+def _memory(found: Survey) -> float:
+    """Peak of one participant, GiB: its largest fit, and as much again for a copy."""
+    sizes = [f.fit["n_trials"] * f.fit["n_points"] for m in found.pool.merged for f in m.fits]
+    return 0.4 + 8 * max(sizes, default=0) / 2**30
+
+
+def _finish(session: Session, job: GroupJob) -> None:
+    """HDF5 files and the report."""
+    from conform_app.bids.dataset import write_dataset
+    from conform_app.mosaic.collection import Collection
+
+    settings = session.settings
+    if not (settings.output_dir / "dataset_description.json").exists():
+        write_dataset(
+            settings.output_dir,
+            version=__version__,
+            configuration=settings.altering(),
+            configuration_hash=settings.digest(),
+            inputs={name.removeprefix("conform_"): path for name, path in settings.inputs.derivatives},
+        )
+    stores = sorted((settings.output_dir / "group").glob("*_betas.zarr"))
+    if settings.group.export_hdf5 and stores:
+        for store in stores:
+            try:
+                files = Collection.open(store).export_hdf5(settings.output_dir / "group" / "hdf5")
+                LOGGER.info("%d HDF5 files written", len(files))
+            except ConformError as error:
+                session.note(error, subject="", fit=store.name, step="export")
+    _report(session, job)
+
+
+def _report(session: Session, job: GroupJob) -> int:
+    """Write ``group.html``."""
+    from conform_app.cli.groupreport import write_report
+
+    page = write_report(session.settings.output_dir, session.notes, session.run_uuid)
+    LOGGER.info("Report: %s", page)
+    return 0

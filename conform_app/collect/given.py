@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the user gives about stimuli: features, names across datasets, a split, the files themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from conform_app.errors import DataError, NoInputError, UsageError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+PHASES = ("train", "test", "artificial")
+
+
+def read_features(path: str | Path) -> dict[str, np.ndarray]:
+    """Read features of stimuli.
+
+    Parameters
+    ----------
+    path : path
+        ``.npz`` with an array a stimulus, or with ``names`` (n,) and ``values`` (n, d); or ``.npy`` (n, d)
+        with the names, one a line, in a ``.txt`` of the same name.
+
+    Returns
+    -------
+    dict of str to ndarray
+        By the stimulus's name, or ``DATASET/name``.
+
+    Raises
+    ------
+    NoInputError
+        A file is not there.
+    DataError
+        It cannot be read, or names and values do not go together.
+    """
+    path = Path(path)
+    try:
+        if path.suffix == ".npy":
+            values = np.load(path, allow_pickle=False)
+            names = path.with_suffix(".txt").read_text(encoding="utf-8").splitlines()
+            return _paired(path, names, values)
+        with np.load(path, allow_pickle=False) as archive:
+            if set(archive.files) >= {"names", "values"}:
+                return _paired(path, archive["names"].astype(str).tolist(), archive["values"])
+            return {name: np.ravel(archive[name]) for name in archive.files}
+    except FileNotFoundError as error:
+        raise NoInputError(f"There is no {error.filename}.", "Correct --features.") from error
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} holds no features: {error}.", "Give .npz or .npy with .txt.") from error
+
+
+def _paired(path: Path, names: Sequence[str], values: np.ndarray) -> dict[str, np.ndarray]:
+    if values.ndim != 2 or len(values) != len(names):
+        raise DataError(
+            f"{path}: {len(names)} names and values of shape {values.shape}.", "Give one row a name."
+        )
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if list(names).count(name) > 1)
+        raise DataError(f"{path}: {twice} is named twice.", "Give each stimulus once.")
+    return dict(zip(names, values, strict=True))
+
+
+def _table(path: str | Path, option: str, columns: Sequence[str]) -> pd.DataFrame:
+    import pandas as pd
+
+    try:
+        table = pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False)
+    except FileNotFoundError as error:
+        raise NoInputError(f"--{option}: there is no {path}.", "Correct the path.") from error
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"--{option} {path} is no tab-separated table: {error}.", "Save it as such."
+        ) from error
+    missing = [name for name in columns if name not in table]
+    if missing:
+        raise DataError(
+            f"{path} has no column {missing[0]!r}; it has {', '.join(table.columns)}.",
+            f"--{option} needs the columns {', '.join(columns)}.",
+        )
+    return table
+
+
+def read_aliases(path: str | Path | None) -> dict[tuple[str, str], str]:
+    """Read the names of stimuli across datasets, by (dataset, stim_id).
+
+    Raises
+    ------
+    NoInputError, DataError
+        No such file, no such table, or two names for one stimulus.
+    """
+    if path is None:
+        return {}
+    table = _table(path, "aliases", ("dataset", "stim_id", "name"))
+    found: dict[tuple[str, str], str] = {}
+    for dataset, stim, name in zip(table["dataset"], table["stim_id"], table["name"], strict=True):
+        if found.setdefault((dataset, stim), name) != name:
+            raise DataError(f"{path} gives {stim} of {dataset} two names.", "Keep one.")
+    return found
+
+
+def read_split(path: str) -> dict[tuple[str, str], str]:
+    """Read a split given as a table, by (dataset, stim_id); nothing for ``auto``.
+
+    Raises
+    ------
+    NoInputError, DataError
+        No such file, no such table, or a split that is none.
+    """
+    if path == "auto":
+        return {}
+    table = _table(path, "split", ("dataset", "stim_id", "split"))
+    wrong = sorted(set(table["split"]) - set(PHASES))
+    if wrong:
+        raise DataError(f"{path} has the split {wrong[0]!r}.", f"It may be {', '.join(PHASES)}.")
+    return {(d, s): x for d, s, x in zip(table["dataset"], table["stim_id"], table["split"], strict=True)}
+
+
+def hash_stimuli(folder: str | Path, names: Sequence[str]) -> dict[str, str]:
+    """Return the content hash of each stimulus whose file is in a folder.
+
+    Parameters
+    ----------
+    folder : path
+    names : sequence of str
+        As the events name them: paths below the folder, file names, or names without their extension.
+
+    Raises
+    ------
+    UsageError
+        Two files of different content answer to one name.
+    """
+    from conform_app.mosaic import content_hash
+
+    root = Path(folder)
+    known: dict[str, list[Path]] = {}
+    for path in sorted(p for p in root.rglob("*") if p.is_file() and not p.name.startswith(".")):
+        for key in (path.relative_to(root).as_posix(), path.name, path.stem):
+            known.setdefault(key, []).append(path)
+    found = {}
+    for name in dict.fromkeys(names):
+        files = list(dict.fromkeys(known.get(name) or known.get(Path(name).name) or []))
+        hashes = {content_hash(path) for path in files}
+        if len(hashes) > 1:
+            raise UsageError(
+                f"In {folder} {len(files)} files of different content answer to the name {name}.",
+                "Give a folder in which each stimulus has one file.",
+            )
+        if hashes:
+            found[name] = hashes.pop()
+    return found
+
+
+def features_of(dataset: str, names: Sequence[str], given: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Features of a dataset's stimuli by their bare names."""
+    keys = {name: f"{dataset}/{name}" if f"{dataset}/{name}" in given else name for name in names}
+    return {name: given[key] for name, key in keys.items() if key in given}

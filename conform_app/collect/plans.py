@@ -1,0 +1,369 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What goes into the collection for each participant, decided before anything is written.
+
+A plan is a JSON file and a table of trials; the steps that write participants read nothing else, so that they
+can run anywhere, in any order, at the same time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from conform_app.bids.outputs import FitOutput, Site
+from conform_app.bids.pooling import Member, Pool, method_hash, method_of
+from conform_app.bids.provenance import write_json, write_tsv
+from conform_app.collect.given import features_of, hash_stimuli, read_aliases, read_features, read_split
+from conform_app.errors import UsageError
+from conform_app.settings import GroupSettings
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One fit of a participant.
+
+    Attributes
+    ----------
+    name : str
+        The fit's name without participant and space.
+    betas : tuple of str
+        Paths.
+    own_statistics : bool
+        Scale by all its trials: it has no train trial.
+    psn : tuple of str
+        Paths of the denoised averages; empty when there are none.
+    conditions : tuple of str
+        Stimulus of each average.
+    n_repeats : tuple of int
+        Trials of each average.
+    """
+
+    name: str
+    betas: tuple[str, ...]
+    own_statistics: bool
+    psn: tuple[str, ...] = ()
+    conditions: tuple[str, ...] = ()
+    n_repeats: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class ParticipantPlan:
+    """One participant of a collection.
+
+    Attributes
+    ----------
+    key, dataset, label : str
+    dataset_id : str
+        Tells two datasets of one name apart.
+    store : dict
+        Arguments of ``Collection.create``: path, space, n_vertices, dtype, configuration.
+    trials_file : str
+        Table of trials, in the order of the units' betas.
+    units : tuple of Unit
+    attributes, configuration : dict
+    sources : tuple of str
+    inputs : str
+        Hash of what goes in: another one means that the participant has changed.
+    replace : bool
+        Whether a changed participant may replace the one that is there.
+    """
+
+    key: str
+    dataset: str
+    label: str
+    dataset_id: str
+    store: dict[str, Any]
+    trials_file: str
+    units: tuple[Unit, ...]
+    attributes: dict[str, Any]
+    configuration: dict[str, Any]
+    sources: tuple[str, ...]
+    inputs: str
+    replace: bool
+
+
+@dataclass
+class Gathered:
+    """All trial tables, phases filled in, and what was noticed.
+
+    Attributes
+    ----------
+    frames : dict of str to DataFrame
+        By participant: ``stimulus``, ``alias``, ``phase``, ``unit``, ``session``, ``run``, ``onset``,
+        ``duration``, ``trial_type``, ``task`` and, where the files were given, ``sha256``.
+    features : dict of str to ndarray
+    account : list of str
+    warnings : list of str
+    """
+
+    frames: dict[str, pd.DataFrame]
+    features: dict[str, np.ndarray] = field(default_factory=dict)
+    account: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+
+def gather_trials(pool: Pool, settings: GroupSettings) -> Gathered:
+    """Read every trial table and give each trial a stimulus and a phase.
+
+    Raises
+    ------
+    NoInputError, DataError, UsageError
+        Of the files that the user names.
+    """
+    aliases, given = read_aliases(settings.aliases), read_split(settings.split)
+    out = Gathered({}, {} if settings.features is None else read_features(settings.features))
+    for member in pool.members:
+        fits = member.fits or member.tables
+        if fits:
+            out.frames[member.key] = _frame(member, fits, aliases, given)
+    by_site: dict[str, list[Member]] = {}
+    for member in pool.members:
+        if member.key in out.frames:
+            by_site.setdefault(member.participant.site.name, []).append(member)
+    folders = dict(settings.stimuli)
+    unknown = sorted(set(folders) - set(by_site))
+    if unknown:
+        raise UsageError(
+            f"--stimuli names the dataset {unknown[0]}, which is not here.", f"Here are {', '.join(by_site)}."
+        )
+    for name, members in by_site.items():
+        frames = [out.frames[member.key] for member in members]
+        if name in folders:
+            _add_hashes(name, folders[name], frames, out)
+        _fill_phases(name, members, out, settings)
+    return out
+
+
+def _frame(
+    member: Member, fits: Sequence[FitOutput], aliases: Mapping[tuple[str, str], str],
+    given: Mapping[tuple[str, str], str],
+) -> pd.DataFrame:  # fmt: skip
+    """Trials of one participant over its fits."""
+    import pandas as pd
+
+    dataset = member.participant.site.name
+    parts = []
+    for fit in fits:
+        table = fit.trials()
+        stim = table["stim_id"].tolist()
+        own = table["split"].tolist() if "split" in table else ["n/a"] * len(table)
+        sessions = fit.fit["sessions"]
+        session = (
+            table["session"] if "session" in table else [sessions[0] if sessions else "n/a"] * len(table)
+        )
+        columns = {
+            "stimulus": [aliases.get((dataset, name), name) for name in stim],
+            "alias": [name if (dataset, name) in aliases else "n/a" for name in stim],
+            "phase": [given.get((dataset, n), p) for n, p in zip(stim, own, strict=True)],
+            "unit": unit_name(fit),
+            "task": fit.fit["task"],
+            "session": session,
+            "run": table["run"],
+            "onset": pd.to_numeric(table["onset"], errors="coerce"),
+            "duration": pd.to_numeric(table.get("duration", pd.Series(np.nan, table.index)), errors="coerce"),
+            "trial_type": table.get("trial_type", pd.Series("n/a", table.index)),
+        }
+        parts.append(pd.DataFrame(columns))
+    return pd.concat(parts, ignore_index=True)
+
+
+def unit_name(fit: FitOutput) -> str:
+    """``ses-01_task-x``: the fit's name without what is the same for all."""
+    parts = [
+        part for part in fit.name.split("_") if part.partition("-")[0] not in ("sub", "space", "res", "den")
+    ]
+    return "_".join(parts)
+
+
+def _add_hashes(name: str, folder: str, frames: Sequence[pd.DataFrame], out: Gathered) -> None:
+    """Add content hashes of the stimulus files."""
+    wanted = {a if a != "n/a" else s for f in frames for a, s in zip(f["alias"], f["stimulus"], strict=True)}
+    found = hash_stimuli(folder, sorted(wanted))
+    for frame in frames:
+        shown = [a if a != "n/a" else s for a, s in zip(frame["alias"], frame["stimulus"], strict=True)]
+        frame["sha256"] = [found.get(stim, "n/a") for stim in shown]
+    if len(found) < len(wanted):
+        first = sorted(wanted - set(found))[0]
+        out.warnings.append(
+            f"{name}: {len(wanted) - len(found)} of {len(wanted)} stimuli have no file in {folder}, for "
+            f"instance {first}; they are known by name only."
+        )
+
+
+def _fill_phases(name: str, members: Sequence[Member], out: Gathered, settings: GroupSettings) -> None:
+    """Give a dataset without a split one, the same for all of its participants."""
+    import pandas as pd
+
+    from conform_app.mosaic import own_split
+
+    frames = [out.frames[member.key] for member in members]
+    table = pd.concat(
+        [f.assign(participant=m.key) for f, m in zip(frames, members, strict=True)], ignore_index=True
+    )
+    empty = (table["phase"] == "n/a").to_numpy()
+    if not empty.any():
+        return
+    features = features_of(name, sorted(set(table["stimulus"])), out.features)
+    made = own_split(table[empty], rule=settings.split_rule, embeddings=features or None)
+    table.loc[empty, "phase"] = made
+    start = 0
+    for frame in frames:
+        frame["phase"] = table["phase"].to_numpy()[start : start + len(frame)]
+        start += len(frame)
+    n_test = len(set(table["stimulus"][table["phase"] == "test"]))
+    whole = "has no split of its own" if empty.all() else f"has no split for {int(empty.sum())} trials"
+    out.account.append(
+        f"{name} {whole}: by the rule '{settings.split_rule}' {n_test} of {len(set(table['stimulus']))} "
+        "stimuli are test."
+    )
+
+
+def make_plans(
+    pool: Pool, gathered: Gathered, settings: GroupSettings, store: Path, folder: Path, *, replace: bool
+) -> list[ParticipantPlan]:
+    """Write the plan of every participant whose betas are merged, and return them.
+
+    Parameters
+    ----------
+    pool : Pool
+    gathered : Gathered
+    settings : GroupSettings
+    store : Path
+        Of the collection.
+    folder : Path
+        For the plans.
+    replace : bool
+        Whether participants that have changed may replace those that are there.
+    """
+    plans = []
+    for member in pool.merged:
+        frame = gathered.frames[member.key]
+        method = method_of(member)
+        configuration = {"space": str(pool.space)}
+        if settings.pool == "compatible":
+            configuration["method"] = method_hash(method)
+        units = tuple(_unit(member, fit, frame) for fit in member.fits)
+        trials_file = folder / f"{member.key}.tsv"
+        write_tsv(trials_file, {str(name): frame[name].tolist() for name in frame.columns})
+        plan = ParticipantPlan(
+            key=member.key,
+            dataset=member.participant.site.name,
+            label=member.participant.label,
+            dataset_id=dataset_id(member.participant.site),
+            store={
+                "path": str(store),
+                "space": str(pool.space).replace(":", "_"),
+                "n_vertices": pool.reference["n_points"],
+                "dtype": settings.beta_dtype,
+                "configuration": {**configuration, **_reference(pool, settings)},
+            },
+            trials_file=str(trials_file),
+            units=units,
+            attributes=_attributes(member, method),
+            configuration={**configuration, **_reference(pool, settings)},
+            sources=tuple(f"{member.participant.site.name}:{fit.name}" for fit in member.fits),
+            inputs=_inputs(units, trials_file, settings.beta_dtype),
+            replace=replace,
+        )
+        write_json(folder / f"{member.key}.json", asdict(plan))
+        plans.append(plan)
+    return plans
+
+
+def _reference(pool: Pool, settings: GroupSettings) -> dict[str, Any]:
+    """What the collection remembers, so that later participants are held to it."""
+    if settings.pool != "compatible":
+        return {}
+    return {
+        name: pool.reference[name]
+        for name in ("version", "preprocessing", "settings")
+        if name in pool.reference
+    }
+
+
+def read_plan(path: Path) -> ParticipantPlan:
+    """Read a plan written by :func:`make_plans`."""
+    content = json.loads(Path(path).read_text(encoding="utf-8"))
+    units = tuple(
+        Unit(**{k: tuple(v) if isinstance(v, list) else v for k, v in u.items()}) for u in content["units"]
+    )
+    return ParticipantPlan(**{**content, "units": units, "sources": tuple(content["sources"])})
+
+
+def dataset_id(site: Site) -> str:
+    """What tells a dataset from another of the same short name: its own name and where it came from."""
+    links = [str(s.get("DOI") or s.get("URL") or "") for s in site.description.get("SourceDatasets") or []]
+    return " ".join([str(site.description.get("Name", "")), *filter(None, links)]).strip()
+
+
+def _unit(member: Member, fit: FitOutput, frame: pd.DataFrame) -> Unit:
+    name = unit_name(fit)
+    phases = frame["phase"][frame["unit"] == name]
+    psn, conditions, repeats = fit.files("psn"), (), ()
+    if psn and all(path.is_file() for path in psn):
+        columns = fit.record.get("plan", {}).get("trials", {})
+        stimuli: dict[int, str] = {}
+        its = frame["stimulus"][frame["unit"] == name].tolist()
+        for number, stim in zip(columns.get("condition", []), its, strict=False):
+            stimuli.setdefault(number, stim)
+        conditions = tuple(stimuli[number] for number in sorted(stimuli))
+        repeats = tuple(int(n) for n in np.bincount(columns.get("condition", [0])))
+    return Unit(
+        name,
+        tuple(str(path) for path in fit.files(f"betas_type{member.beta_type}")),
+        not (phases == "train").any(),
+        tuple(map(str, psn)) if conditions else (),
+        conditions,
+        repeats if conditions else (),
+    )
+
+
+def _attributes(member: Member, method: Mapping[str, Any]) -> dict[str, Any]:
+    """Scalars kept with the participant."""
+    fit = member.fits[0]
+    study, person = fit.record.get("study", {}), fit.fit.get("participant", {})
+    program, version = fit.site.preprocessing
+    found: dict[str, Any] = {
+        "long_name": study.get("dataset_long_name", fit.site.name),
+        "status": member.status,
+        "beta_type": member.beta_type,
+        "preprocessing_pipeline": f"{program} {version}".strip() or "unknown",
+        "beta_pipeline": f"CONFORM {fit.version}, GLMsingle type {member.beta_type}",
+        "method": method_hash(dict(method)),
+        "configuration_hash": fit.record.get("digest", ""),
+        "visual_angle": study.get("visual_angle"),
+        "publication_url": study.get("publication_url"),
+        "github_url": study.get("code_url"),
+        "owner_name": study.get("owner_name"),
+        "owner_email": study.get("owner_email"),
+        "sex": person.get("sex"),
+        "age": _number(person.get("age")),
+    }
+    return {name: value for name, value in found.items() if value not in (None, "")}
+
+
+def _number(text: Any) -> Any:
+    try:
+        return float(text)
+    except (TypeError, ValueError):
+        return text
+
+
+def _inputs(units: Sequence[Unit], trials_file: Path, dtype: str) -> str:
+    """Hash of trials, and of size and time of the files that betas and averages come from."""
+    stamps = []
+    for unit in units:
+        for path in (*unit.betas, *unit.psn):
+            stat = Path(path).stat()
+            stamps.append([Path(path).name, stat.st_size, int(stat.st_mtime)])
+    text = json.dumps([stamps, [u.own_statistics for u in units], dtype]).encode() + trials_file.read_bytes()
+    return hashlib.blake2b(text, digest_size=8).hexdigest()

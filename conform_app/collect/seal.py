@@ -1,0 +1,310 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What depends on everybody: identity of stimuli, the split, methodology, and the manifest."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from conform_app.bids.methodology import FIELDS, methodology_table, missing_table
+from conform_app.bids.naming import group_name, group_products, sidecar_name
+from conform_app.bids.pooling import Member, Pool, method_hash, method_of
+from conform_app.bids.provenance import software_versions, write_json, write_tsv
+from conform_app.collect.plans import Gathered
+from conform_app.mosaic import resolve_duplicates, split_stimuli
+from conform_app.mosaic.explain import explain_variance
+from conform_app.settings import GroupSettings
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from conform_app.mosaic import Identity, Split
+    from conform_app.mosaic.collection import Collection
+
+NOT_FACTS = frozenset(
+    {"configuration_hash", "space", "conform_version", "TaskDescription", "Instructions", "age", "pcnum"}
+)
+"""Fields of the methodology that explain nothing by themselves, or not as they are."""
+
+
+@dataclass(frozen=True)
+class Sealed:
+    """Everything that the group level found and decided, for the report.
+
+    Attributes
+    ----------
+    tables : dict of str to DataFrame
+        By key of the table of names.
+    split, identity : Split, Identity
+    collection : Collection or None
+        None when no betas are pooled.
+    outcomes : dict of str to dict of str to float
+        By outcome and participant.
+    """
+
+    tables: dict[str, pd.DataFrame]
+    split: Split
+    identity: Identity
+    collection: Collection | None
+    outcomes: dict[str, dict[str, float]]
+
+
+def seal(
+    pool: Pool,
+    gathered: Gathered,
+    settings: GroupSettings,
+    output_dir: Path,
+    store: Path | None,
+    failed: Mapping[str, str],
+) -> Sealed:
+    """Make identity, split and tables over everybody, seal the collection, and write the tables.
+
+    Parameters
+    ----------
+    pool : Pool
+    gathered : Gathered
+    settings : GroupSettings
+    output_dir : Path
+    store : Path or None
+        Of the collection; None when nothing was merged.
+    failed : mapping of participant to message
+        Participants whose betas could not be written.
+
+    Returns
+    -------
+    Sealed
+
+    Raises
+    ------
+    DataError
+        Stimuli that contradict each other, two datasets of one name.
+    TemporaryError
+        Another process is sealing.
+    FileFaultError, CannotCreateError
+        A damaged participant; the output cannot be written.
+    """
+    from conform_app.mosaic.collection import Collection
+
+    collection = None if store is None else Collection.open(store)
+    names, shown_of = _everybody(gathered, collection)
+    identity = resolve_duplicates(
+        names,
+        embeddings=gathered.features or None,
+        threshold=settings.similarity_threshold,
+        same_name=settings.same_name,
+    )
+    split = _split(identity, shown_of(identity), gathered, settings)
+    there = set() if collection is None else {*collection.keys, *collection.pending}
+    tables = {
+        "participants": _participants(pool, gathered, there, failed),
+        "methodology": methodology_table(pool.members),
+    }
+    tables["missing"] = missing_table(tables["methodology"])
+    outcomes = {} if collection is None else measure(collection, sorted(there))
+    tables["variance"] = _variance(outcomes, tables["methodology"])
+    tables["trials"] = _trials(gathered, identity, split)
+    tables["stimuli"] = _stimuli(identity, split, tables["trials"])
+    tables["near"] = identity.near
+    tables["audit"] = split.audit.table()
+    if collection is not None:
+        kept = {name: tables[name] for name in ("methodology", "missing", "variance")}
+        collection.seal(identity, split, tables={**kept, "gathered": tables["participants"]})
+        _describe(output_dir, pool, collection)
+    _write(output_dir, tables, split, shown_of(identity))
+    return Sealed(tables, split, identity, collection, outcomes)
+
+
+def _everybody(gathered: Gathered, collection: Collection | None) -> tuple[pd.DataFrame, Any]:
+    """Names of all stimuli, and a function that counts their presentations given an identity.
+
+    Where there is a collection, what is in it counts (participants of earlier calls too); where there is
+    none, everybody whose trials can be read.
+    """
+    import pandas as pd
+
+    if collection is not None:
+        return collection.names(), collection.presentations
+    parts = []
+    for key, frame in gathered.frames.items():
+        columns = [name for name in ("alias", "sha256") if name in frame]
+        part = frame[["stimulus", *columns]].rename(columns={"stimulus": "name"})
+        part["artificial"] = frame["phase"] == "artificial"
+        parts.append(part.assign(dataset=key.rpartition("_")[2]).drop_duplicates())
+    names = pd.concat(parts, ignore_index=True)
+    for column in ("alias", "sha256"):
+        if column in names:
+            names[column] = names[column].fillna("n/a")
+
+    def count(identity: Identity) -> pd.DataFrame:
+        rows = []
+        for key, frame in gathered.frames.items():
+            participant, _, dataset = key.rpartition("_")
+            stimulus = identity.of(dataset, frame["stimulus"])
+            part = pd.DataFrame({"stimulus": stimulus, "phase": frame["phase"].to_numpy()})
+            part = part.groupby(["stimulus", "phase"], sort=False).size().rename("n_trials").reset_index()
+            rows.append(part.assign(dataset=dataset, participant=participant))
+        return pd.concat(rows, ignore_index=True)
+
+    return names, count
+
+
+def _split(identity: Identity, shown: pd.DataFrame, gathered: Gathered, settings: GroupSettings) -> Split:
+    from conform_app.mosaic.identity import stimulus_embeddings
+
+    vectors = stimulus_embeddings(identity.stimuli["stimulus"], identity.names, gathered.features or None)
+    artificial = identity.stimuli.loc[identity.stimuli["artificial"], "stimulus"]
+    return split_stimuli(
+        shown,
+        embeddings=vectors if len(vectors.names) else None,
+        threshold=settings.similarity_threshold,
+        artificial=set(artificial),
+    )
+
+
+def measure(collection: Collection, keys: Sequence[str]) -> dict[str, dict[str, float]]:
+    """Measure each participant: median noise ceiling (percent) and median scale of its betas.
+
+    The ceiling is that of single trials of the test phase, or of train where test has none.  The scale is the
+    standard deviation of train betas before normalisation, the median over vertices and then over fits.
+    """
+    ceilings, scales = {}, {}
+    for key in keys:
+        maps = collection.noise_ceilings(key)
+        place = next(
+            (p for p in (("test", "1"), ("train", "1"), ("test", "avg"), ("train", "avg")) if p in maps), None
+        )
+        ceilings[key] = _median(maps[place]) if place else float("nan")
+        _, _, sd = collection.statistics(key)
+        scales[key] = _median(np.array([_median(row) for row in sd]))
+    return {"noise ceiling": ceilings, "beta scale": scales}
+
+
+def _median(values: np.ndarray) -> float:
+    values = values[np.isfinite(values)]
+    return float(np.median(values)) if values.size else float("nan")
+
+
+def _variance(outcomes: Mapping[str, Mapping[str, float]], methodology: pd.DataFrame) -> pd.DataFrame:
+    """Explain outcomes by facts of the methodology, one row a participant."""
+    if not outcomes:
+        return explain_variance({}, {}, [])
+    known = set(methodology["participant"])
+    keys = [key for key in next(iter(outcomes.values())) if key in known]
+    facts: dict[str, list[str]] = {field.name: [] for field in FIELDS if field.name not in NOT_FACTS}
+    for key in keys:
+        own = methodology[methodology["participant"] == key]
+        for name, values in facts.items():
+            values.append(" | ".join(dict.fromkeys(own[name].astype(str))))
+    numbers = {name: [values[key] for key in keys] for name, values in outcomes.items()}
+    return explain_variance(numbers, facts, [key.rpartition("_")[2] for key in keys])
+
+
+def _participants(pool: Pool, gathered: Gathered, there: set[str], failed: Mapping[str, str]) -> pd.DataFrame:
+    import pandas as pd
+
+    rows = []
+    for member in pool.members:
+        fits = member.fits or member.participant.fits
+        reasons = [*member.reasons, *([failed[member.key]] if member.key in failed else [])]
+        if member.status == "compliant" and not member.merged:
+            reasons.append("merged with --pool compliant only")
+        rows.append(
+            {
+                "participant": member.key,
+                "dataset": member.participant.site.name,
+                "status": member.status,
+                "merged": member.key in there,
+                "reason": "; ".join(reasons),
+                "space": ", ".join(sorted({str(fit.space) for fit in member.participant.fits})),
+                "beta_type": member.beta_type,
+                "n_fits": len(fits),
+                "n_trials": len(gathered.frames.get(member.key, ())),
+                "configuration_hash": fits[0].record.get("digest", "") if fits else "",
+                "method_hash": _method(member),
+            }
+        )
+    earlier = sorted(there - {member.key for member in pool.members})
+    for key in earlier:
+        row = {"participant": key, "dataset": key.rpartition("_")[2], "status": "compatible", "merged": True}
+        rows.append({**row, "reason": "merged by an earlier call; not among the participants of this one"})
+    return pd.DataFrame(rows, columns=list(group_products()["participants"]["columns"]))
+
+
+def _method(member: Member) -> str:
+    return method_hash(method_of(member)) if member.fits else ""
+
+
+def _trials(gathered: Gathered, identity: Identity, split: Split) -> pd.DataFrame:
+    """Everybody's trials; of somebody who is not merged those stimuli that are known get their split."""
+    import pandas as pd
+
+    sides = dict(zip(split.stimuli["stimulus"], split.stimuli["split"], strict=True))
+    known = {
+        (d, n): s
+        for d, n, s in zip(*(identity.names[c] for c in ("dataset", "name", "stimulus")), strict=True)
+    }
+    parts = []
+    for key, frame in gathered.frames.items():
+        dataset = key.rpartition("_")[2]
+        table = frame.rename(columns={"stimulus": "name"})
+        table.insert(0, "participant", key)
+        table.insert(1, "dataset", dataset)
+        stimulus = [known.get((dataset, name), name) for name in table["name"]]
+        table.insert(2, "stimulus", stimulus)
+        own = (table["phase"] == "train").to_numpy()
+        side = np.array([sides.get(name, "n/a") for name in stimulus], dtype=object)
+        table.insert(5, "split", np.where((own == (side == "train")) | (side == "n/a"), side, "excluded"))
+        parts.append(table)
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+
+
+def _stimuli(identity: Identity, split: Split, trials: pd.DataFrame) -> pd.DataFrame:
+    """One row a stimulus, with all its names."""
+    names = identity.names.assign(full=identity.names["dataset"] + "/" + identity.names["name"])
+    grouped = names.groupby("stimulus", sort=False)
+    table = split.stimuli.merge(identity.stimuli.drop(columns="n_datasets"), on="stimulus", how="left")
+    table.insert(1, "names", table["stimulus"].map(grouped["full"].agg(", ".join)))
+    table.insert(
+        2, "datasets", table["stimulus"].map(grouped["dataset"].agg(lambda d: ", ".join(dict.fromkeys(d))))
+    )
+    counts = trials["stimulus"].value_counts() if len(trials) else {}
+    table.insert(3, "n_trials", [int(counts.get(name, 0)) for name in table["stimulus"]])
+    return table
+
+
+def _describe(output_dir: Path, pool: Pool, collection: Collection) -> None:
+    """Write the JSON beside the store."""
+    name = group_name("betas", str(pool.space))
+    content = {
+        "Description": group_products()["betas"]["description"],
+        "Space": str(pool.space),
+        "Units": "z scores by the train trials of each fit",
+        "NumberOfVertices": collection.n_vertices,
+        "CollectionVersion": collection.version,
+        "Method": {k: v for k, v in pool.reference.items() if k != "hash"},
+        "MethodHash": pool.reference.get("hash"),
+        "Participants": collection.keys,
+        "SoftwareVersions": software_versions(),
+    }
+    write_json(output_dir / sidecar_name(name), content)
+
+
+def _write(output_dir: Path, tables: Mapping[str, pd.DataFrame], split: Split, shown: pd.DataFrame) -> None:
+    """Write the tables with their sidecars, and the split in MOSAIC's form."""
+    products = group_products()
+    for key, table in tables.items():
+        path = output_dir / group_name(key)
+        write_tsv(path, {str(name): table[name].tolist() for name in table.columns})
+        columns = dict(products[key].get("columns", {}))
+        if key == "methodology":
+            columns |= {field.name: field.about or field.name for field in FIELDS}
+        sidecar = {"Description": products[key]["description"]}
+        sidecar |= {name: {"Description": columns[name]} for name in table.columns if name in columns}
+        write_json(output_dir / sidecar_name(group_name(key)), sidecar)
+    content = {"Description": products["split"]["description"], "Threshold": split.threshold}
+    content |= {"Account": split.account, "Audit": split.audit.as_dict(), **split.mosaic_lists(shown)}
+    write_json(output_dir / group_name("split"), content)
