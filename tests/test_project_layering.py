@@ -40,9 +40,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "images": GROUND | {"settings"},
     "bids": GROUND | {"settings", "images"},
     "reports": GROUND | {"settings", "images"},
-    "interfaces": GROUND | {"settings"} | FLOORS,
-    "workflows": GROUND | {"settings", "interfaces"} | FLOORS,
-    "cli": GROUND | {"settings", "workflows", "interfaces"} | FLOORS,
+    "collect": GROUND | {"settings", "images", "bids", "mosaic"},  # participants' outputs -> a collection
+    "interfaces": GROUND | {"settings", "collect"} | FLOORS,
+    "workflows": GROUND | {"settings", "interfaces", "collect"} | FLOORS,
+    "cli": GROUND | {"settings", "workflows", "interfaces", "collect"} | FLOORS,
     "__main__": {"cli"},
 }
 

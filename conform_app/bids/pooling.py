@@ -112,6 +112,7 @@ def make_pool(
     usable = [member for member in members if member.status != "refused"]
     if reference is None:
         reference = _most_common(usable, space)
+    reference.setdefault("preprocessing_version", _most_common(usable, space).get("preprocessing_version"))
     members = [_judge_method(member, reference) for member in members]
     allowed = ("compatible", "compliant") if settings.pool == "compliant" else ("compatible",)
     members = [replace(member, merged=member.status in allowed) for member in members]

@@ -50,7 +50,7 @@ def run_group(session: Session) -> int:
         for reason in member.reasons:
             level = LOGGER.info if member.merged else LOGGER.warning
             level("%s is %s: %s", member.key, member.status, reason)
-    for text in (*found.pool.account, *found.gathered.warnings):
+    for text in (*found.gathered.account, *found.gathered.warnings):
         LOGGER.info("%s", text)
     work_dir = Path(settings.resources.work_dir or default_work_dir(settings.output_dir)).absolute()
     _remove(settings, found)

@@ -101,12 +101,7 @@ def _reference(root: Path, settings: GroupSettings) -> dict[str, Any] | None:
     demanded = collection.common["configuration"]
     if not {"version", "preprocessing", "settings"} <= demanded.keys():
         return None
-    return {
-        **demanded,
-        "n_points": collection.n_vertices,
-        "hash": demanded["method"],
-        "preprocessing_version": demanded.get("preprocessing_version", ""),
-    }
+    return {**demanded, "n_points": collection.n_vertices, "hash": demanded["method"]}
 
 
 def plan_participants(
@@ -149,8 +144,8 @@ def seal_job(job: GroupJob, summaries: Sequence[Mapping[str, Any]]) -> Path:
     Returns
     -------
     Path
-        In the output folder, JSON: ``account``, ``warnings``, ``version``, ``store``, numbers of the audit and
-        of the split, one number a participant for noise ceiling and beta scale, and where geometry is found.
+        In the output folder, JSON: ``account``, ``warnings``, ``version``, ``store``, numbers of the audit
+        and of the split, one number a participant for noise ceiling and beta scale, where geometry is found.
     """
     found = survey(job)
     failed = {s["key"]: str(s["message"]) for s in summaries if s["state"] == "failed"}
@@ -158,12 +153,8 @@ def seal_job(job: GroupJob, summaries: Sequence[Mapping[str, Any]]) -> Path:
     if store is not None and not _has_participants(store):
         store = None
     sealed = seal(found.pool, found.gathered, job.group, Path(job.output_dir), store, failed)
-    account = [
-        *found.gathered.account,
-        *sealed.identity.account,
-        *sealed.split.account,
-        *sealed.split.audit.account,
-    ]
+    decided = (sealed.identity.account, sealed.split.account, sealed.split.audit.account)
+    account = [*found.gathered.account, *(sentence for said in decided for sentence in said)]
     content = {
         "account": list(dict.fromkeys(account)),
         "warnings": [*found.gathered.warnings, *_gone(found, sealed.collection)],

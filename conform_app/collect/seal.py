@@ -198,9 +198,17 @@ def _variance(outcomes: Mapping[str, Mapping[str, float]], methodology: pd.DataF
     for key in keys:
         own = methodology[methodology["participant"] == key]
         for name, values in facts.items():
-            values.append(" | ".join(dict.fromkeys(own[name].astype(str))))
+            values.append(_over_sessions(own[name].astype(str).tolist()))
     numbers = {name: [values[key] for key in keys] for name, values in outcomes.items()}
     return explain_variance(numbers, facts, [key.rpartition("_")[2] for key in keys])
+
+
+def _over_sessions(values: Sequence[str]) -> str:
+    """One value for a participant: the mean of numbers, else what is distinct."""
+    try:
+        return f"{np.mean([float(value) for value in values]):.6g}"
+    except ValueError:
+        return " | ".join(dict.fromkeys(values))
 
 
 def _participants(pool: Pool, gathered: Gathered, there: set[str], failed: Mapping[str, str]) -> pd.DataFrame:

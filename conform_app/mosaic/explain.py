@@ -15,7 +15,8 @@ explains much of what the datasets themselves explain, and its evidence is three
   n - G - k degrees of freedom;
 - facts that divide the participants in the same way are listed as aliases: the data cannot tell them apart.
 
-The adjusted share is 1 - (1 - R²)(df_model + df_residual)/df_residual of the tested model.
+The adjusted share of the tested model is 1 - (1 - R²)(df_model + df_residual)/df_residual, at least 0, times
+the share of the variance that lies at its level (between datasets, or within), so that it compares with R².
 """
 
 from __future__ import annotations
@@ -115,6 +116,7 @@ def _row(y: np.ndarray, x: np.ndarray, groups: np.ndarray) -> dict[str, Any] | N
         return None
     share, _ = _share(y, _design(x))
     labels = np.unique(groups.astype(str))
+    between = _share(y, _design(groups))[0] if len(labels) > 1 else 0.0
     within = [np.flatnonzero(groups == label) for label in labels]
     constant = all(len(np.unique(x[index].astype(str))) == 1 for index in within)
     row: dict[str, Any] = {"n": len(y), "n_values": n_values, "share": share}
@@ -122,13 +124,13 @@ def _row(y: np.ndarray, x: np.ndarray, groups: np.ndarray) -> dict[str, Any] | N
         first = np.array([index[0] for index in within])
         means = np.array([y[index].mean() for index in within])
         tested, rank = _share(means, _design(x[first]))
-        return row | {"level": "dataset"} | _test(tested, rank, len(labels) - 1 - rank)
+        return row | {"level": "dataset"} | _test(tested, rank, len(labels) - 1 - rank, between)
     y_in, design = y.copy(), _design(x)
     for index in within:
         y_in[index] -= y_in[index].mean()
         design[index] -= design[index].mean(axis=0)
     tested, rank = _share(y_in, design)
-    return row | {"level": "participant"} | _test(tested, rank, len(y) - len(labels) - rank)
+    return row | {"level": "participant"} | _test(tested, rank, len(y) - len(labels) - rank, 1 - between)
 
 
 def _dataset_row(y: np.ndarray, groups: np.ndarray) -> dict[str, Any]:
@@ -138,8 +140,8 @@ def _dataset_row(y: np.ndarray, groups: np.ndarray) -> dict[str, Any]:
     return row | _test(share, rank, len(y) - 1 - rank) | {"aliases": ""}
 
 
-def _test(share: float, df_model: int, df_residual: int) -> dict[str, Any]:
-    """Adjusted share and p of the F test, where degrees of freedom are left."""
+def _test(share: float, df_model: int, df_residual: int, part: float = 1.0) -> dict[str, Any]:
+    """Adjusted share (of the part at this level) and p of the F test, where degrees of freedom are left."""
     from scipy.stats import f
 
     out: dict[str, Any] = {
@@ -154,7 +156,7 @@ def _test(share: float, df_model: int, df_residual: int) -> dict[str, Any]:
     elif df_residual < 1:
         out["note"] = "no degree of freedom is left: it cannot be told from the datasets"
     else:
-        out["adjusted"] = 1 - (1 - share) * (df_model + df_residual) / df_residual
+        out["adjusted"] = part * max(0.0, 1 - (1 - share) * (df_model + df_residual) / df_residual)
         rest = max(1 - share, 1e-15)
         out["p"] = float(f.sf(share / df_model / (rest / df_residual), df_model, df_residual))
     return out

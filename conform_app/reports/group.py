@@ -163,8 +163,8 @@ def _lead(data: GroupData) -> str:
     if not len(merged):
         return "No betas were pooled; tables of trials, stimuli and methodology were merged."
     return (
-        f"{count(len(merged), 'participant')} of {count(merged['dataset'].nunique(), 'dataset')} in one collection,"
-        f" version {data.summary.get('version')}."
+        f"{count(len(merged), 'participant')} of {count(merged['dataset'].nunique(), 'dataset')} in one"
+        f" collection, version {data.summary.get('version')}."
     )
 
 
@@ -222,8 +222,8 @@ def participants(data: GroupData, book: _Book) -> Part:
         )
     part.notes.append(
         "Compatible: made with the same version of CONFORM, preprocessing program and settings of the model. "
-        "Compliant: the format and the space agree, but something else differs. Refused: the betas cannot stand "
-        "in one array with the others'."
+        "Compliant: the format and the space agree, but something else differs. Refused: the betas cannot "
+        "stand in one array with the others'."
     )
     return part
 
@@ -320,12 +320,18 @@ def ceilings(data: GroupData, book: _Book) -> Part:
         book.add(
             part, "ceilings", figures.ceiling_maps(data.brain, maps),
             alt=f"Noise ceiling maps of {joined(list(maps))}",
-            caption="Mean noise ceiling of single trials over the participants of each dataset, on one scale: "
-            "the most variance of z-scored betas that any model of the stimuli could explain. Datasets without "
-            "repeats have none.",
+            caption="Mean noise ceiling of single trials over the participants of each dataset, on one "
+            "scale: the most variance of z-scored betas that any model of the stimuli could explain. "
+            "Datasets without repeats have none.",
         )  # fmt: skip
     elif maps:
-        part.notes.append("No surface of this space is at hand to draw maps on.")
+        unit = "points" if data.brain is None else data.brain.unit
+        book.add(
+            part, "ceilings", figures.ceiling_histograms(maps, palette, unit),
+            alt=f"Distribution of the noise ceiling of {joined(list(maps))}",
+            caption="Mean noise ceiling of single trials over the participants of each dataset. No surface "
+            "of this space is at hand to draw maps on.",
+        )  # fmt: skip
     labels = {"noise ceiling": "median noise ceiling of single trials (%)"}
     labels["beta scale"] = "median standard deviation of train betas before normalisation"
     for name, label in labels.items():
@@ -384,34 +390,29 @@ def variance(data: GroupData, book: _Book) -> Part:
         part, "variance", figure,
         alt="Share of variance in noise ceiling and beta scale by fact of the methodology",
         caption="Grey: share of the variance between participants that goes with a fact. Blue: what is left "
-        "when degrees of freedom are counted; no blue dot means that nothing can be tested, because the fact is "
-        "the same within each dataset and there are too few datasets.",
+        "when degrees of freedom are counted; no blue dot means that nothing can be tested, because no "
+        "degree of freedom is left.",
     )  # fmt: skip
-    rows = []
+    head = ("Outcome", "Facts", "Share", "Adjusted", "df", "p", "")
+    part.tables.append(_cut(Table("", head, _alike(table), frozenset({2, 3, 4, 5}))))
+    part.notes.append(
+        "These are associations, one fact at a time, and p is not corrected for their number. Facts that are "
+        "constant within datasets are tested on the means of datasets, others within datasets. Facts "
+        "in one row give the same numbers: the data cannot tell them apart."
+    )
+    return part
+
+
+def _alike(table: pd.DataFrame) -> list[tuple[str, ...]]:
+    """Rows of the table; facts with the same numbers stand in one."""
+    rows: dict[tuple[str, ...], list[str]] = {}
     for r in table.itertuples():
         p = "–" if not np.isfinite(r.p) else f"{r.p:.3g}"
         adjusted = "–" if not np.isfinite(r.adjusted) else f"{r.adjusted:.2f}"
-        aliases = r.aliases if isinstance(r.aliases, str) and r.aliases != "n/a" else ""
         note = r.note if isinstance(r.note, str) and r.note != "n/a" else ""
-        rows.append(
-            (
-                r.outcome,
-                r.field,
-                f"{r.share:.2f}",
-                adjusted,
-                f"{r.df_model}, {r.df_residual}",
-                p,
-                aliases,
-                note,
-            )
-        )
-    head = ("Outcome", "Fact", "Share", "Adjusted", "df", "p", "Cannot be told from", "")
-    part.tables.append(_cut(Table("", head, rows, frozenset({2, 3, 4, 5}))))
-    part.notes.append(
-        "These are associations, one fact at a time, and p is not corrected for their number. Facts that are "
-        "constant within datasets are tested on the means of datasets, others within datasets."
-    )
-    return part
+        numbers = (r.outcome, f"{r.share:.3f}", adjusted, f"{r.df_model}, {r.df_residual}", p, note)
+        rows.setdefault(numbers, []).append(r.field)
+    return [(key[0], ", ".join(names), *key[1:]) for key, names in rows.items()]
 
 
 def sizes(data: GroupData, book: _Book) -> Part:

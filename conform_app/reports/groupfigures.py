@@ -66,7 +66,7 @@ def overlap_figure(shared: pd.DataFrame) -> Figure:
     values = shared.to_numpy(dtype=float)
     off = values.copy()
     np.fill_diagonal(off, 0)
-    axes.imshow(off, cmap="Blues", vmin=0, vmax=max(off.max() * 1.6, 1), aspect="auto")
+    axes.imshow(off, cmap="Blues", vmin=0, vmax=max(off.max() * 2.5, 1), aspect="auto")
     for i in range(n):
         for j in range(n):
             weight = "bold" if i != j and values[i, j] else "normal"
@@ -126,6 +126,20 @@ def ceiling_maps(brain: Brain, maps: Mapping[str, np.ndarray]) -> Figure:
         draw_brain(picture, brain, paint(brain, values, scale), most=1, aspect=1.0)
         picture.set_title(name, loc="center")
     draw_scale(figure.add_subplot(grid[0, columns]), scale, "noise ceiling (%)")
+    return figure
+
+
+def ceiling_histograms(maps: Mapping[str, np.ndarray], palette: Mapping[str, str], unit: str) -> Figure:
+    """Distribution of the mean noise ceiling of each dataset over points."""
+    figure = new_figure(7.2, 2.8)
+    axes = figure.subplots()
+    for name, values in maps.items():
+        known = values[np.isfinite(values)]
+        counts, edges = np.histogram(known, bins=np.linspace(0, 100, 51))
+        axes.stairs(counts, edges, color=palette.get(name, INK), linewidth=1.6, label=name)
+    axes.set_xlabel("noise ceiling (%)")
+    axes.set_ylabel(unit)
+    axes.legend(loc="upper right")
     return figure
 
 
