@@ -204,8 +204,14 @@ def _subcortex(fit: Fit, of: str, warnings: list[str]) -> str | None:
     return labels
 
 
-@lru_cache(maxsize=16)
 def _read(path: str) -> tuple[np.ndarray, np.ndarray]:
+    """Read a mesh; the fits of a participant share those read last."""
+    stamp = Path(path).stat().st_mtime_ns if Path(path).is_file() else 0
+    return _read_once(path, stamp)
+
+
+@lru_cache(maxsize=16)
+def _read_once(path: str, stamp: int) -> tuple[np.ndarray, np.ndarray]:
     return read_surface(path)
 
 

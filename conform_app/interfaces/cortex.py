@@ -79,6 +79,11 @@ def open_hemisphere(half: HemiPlan) -> Hemisphere:
 def open_sphere(recipe: SphereFile) -> Surface:
     """Read a sphere in the coordinates wanted (see `SphereFile`)."""
     sphere = first_vertices(read_surface(recipe.path), recipe.n_vertices)
+    if len(sphere[0]) != recipe.n_vertices:
+        raise DataError(
+            f"{recipe.path} has {len(sphere[0])} vertices, not {recipe.n_vertices}.",
+            "Remove the file and fetch the template again.",
+        )
     if not recipe.through:
         return sphere
     here, there = (read_surface(path) for path in recipe.through)

@@ -95,37 +95,61 @@ def views_map(brain: Brain, values: np.ndarray, scale: Scale, label: str) -> Fig
     label : str
         Quantity and unit.
     """
-    from nilearn.plotting import plot_surf_stat_map
-
     figure = new_figure(9.6, 4.4)
     grid = figure.add_gridspec(2, len(VIEWS) + 1, width_ratios=[1.0] * len(VIEWS) + [0.03])
     for row, mesh in enumerate(brain.meshes):
         shown = np.where(mesh.point >= 0, values[np.maximum(mesh.point, 0)], np.nan)
         shown = np.clip(shown, scale.low, scale.high)
-        relief = mesh.relief if mesh.relief is not None else np.zeros(len(mesh.vertices))
         for column, view in enumerate(VIEWS):
-            axes = figure.add_subplot(grid[row, column], projection="3d")
-            plot_surf_stat_map(
-                [mesh.vertices, mesh.faces],
-                shown,
-                bg_map=np.where(relief > 0, 0.75, 0.45),  # sulci dark
-                hemi=mesh.side,
-                view=view,
-                engine="matplotlib",
-                cmap=scale.cmap,
-                vmin=scale.low,
-                vmax=scale.high,
-                symmetric_cbar=False,
-                colorbar=False,
-                axes=axes,
-                figure=figure,
-            )
-            axes.set_box_aspect(None, zoom=1.4)
-            axes.set_title(f"{mesh.side}, {view}", fontsize=7.5, color=SOFT, y=0.98)
-            for drawn in axes.collections:
-                drawn.set_rasterized(True)
+            axes = figure.add_subplot(grid[row, column])
+            axes.set_axis_off()
+            axes.imshow(_picture(mesh, shown, scale, view), interpolation="antialiased")
+            axes.set_title(f"{mesh.side}, {view}", fontsize=7.5, color=SOFT, loc="center")
     draw_scale(figure.add_subplot(grid[:, len(VIEWS)]), scale, label)
     return figure
+
+
+def _picture(mesh: Mesh, values: np.ndarray, scale: Scale, view: str) -> np.ndarray:
+    """Draw one view once, as pixels: layout and saving would draw tens of thousands of triangles again."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from nilearn.plotting import plot_surf_stat_map
+
+    figure = Figure(figsize=(3.0, 2.25), dpi=160)
+    canvas = FigureCanvasAgg(figure)
+    axes = figure.add_axes((0, 0, 1, 1), projection="3d")
+    relief = mesh.relief if mesh.relief is not None else np.zeros(len(mesh.vertices))
+    plot_surf_stat_map(
+        [mesh.vertices, _seen(mesh, view)],
+        values,
+        bg_map=np.where(relief > 0, 0.75, 0.45),  # sulci dark
+        hemi=mesh.side,
+        view=view,
+        engine="matplotlib",
+        cmap=scale.cmap,
+        vmin=scale.low,
+        vmax=scale.high,
+        symmetric_cbar=False,
+        colorbar=False,
+        axes=axes,
+        figure=figure,
+    )
+    axes.set_box_aspect(None, zoom=1.4)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+def _seen(mesh: Mesh, view: str) -> np.ndarray:
+    """Triangles that face the viewer, or nearly: the others lie behind them."""
+    outward = -1.0 if mesh.side == "left" else 1.0
+    toward = {"lateral": (outward, 0, 0), "medial": (-outward, 0, 0), "ventral": (0, 0, -1.0)}[view]
+    centred = mesh.vertices - mesh.vertices.mean(axis=0)
+    a, b, c = (centred[mesh.faces[:, k]] for k in range(3))
+    normal = np.cross(b - a, c - a)
+    if np.einsum("ij,ij->", normal, a) < 0:  # faces listed the other way round
+        normal = -normal
+    length = np.linalg.norm(normal, axis=1)
+    return mesh.faces[normal @ np.array(toward) > -0.2 * length]
 
 
 def _plain(scale: Scale) -> Scale:
@@ -226,8 +250,8 @@ def _distortion(products: Products, book: FigureBook, brain: Brain, facts: dict,
         scale = diverging([finite]) if key == "arealdistortion" else sequential(finite, cmap="viridis")
         caption = (
             f"Distortion of {what} by the registration: {measure} of the registered sphere over {against}; "
-            f"1 is a doubling, overall scale taken out. Median magnitude {number(numbers.get('median'))}, 95th "
-            f"percentile {number(numbers.get('p95'))}."
+            "1 is a doubling, overall scale taken out. Median magnitude "
+            f"{number(numbers.get('median'))}, 95th percentile {number(numbers.get('p95'))}."
         )
         if facts.get("approximate") or facts.get("group_average"):
             caption += " The mesh is the group average's: this says nothing of this person's registration."
