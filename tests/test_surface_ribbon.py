@@ -101,7 +101,6 @@ def test_which_axis_the_lines_run_along_does_not_matter():
 
 def test_coordinates_on_the_grid_count_once():
     """Corners and edges that lie exactly on piece centres belong to exactly one side."""
-    x, t = icosphere(0)
     cube = np.array(list(itertools.product((0.0, 6.0), repeat=3))) + 3
     from scipy.spatial import ConvexHull
 
@@ -120,7 +119,7 @@ def test_the_rim_of_an_open_mesh_is_closed(thin):
     corner = (np.arange(side - 1)[:, None] * side + np.arange(side - 1)).ravel()
     quads = np.stack([corner, corner + side, corner + side + 1, corner + 1], 1)
     triangles = np.concatenate([quads[:, [0, 1, 2]], quads[:, [0, 2, 3]]])
-    top = sheet + [0.0, 0.0, 3.0]
+    top = sheet + np.array([0.0, 0.0, 3.0])
     weights = ribbon_weights(sheet, top, triangles, (11, 11, 9), 5, thin=thin)
     size = (1.6 * (side - 1)) ** 2 * 3.0
     assert weights.sum() == pytest.approx(size * (1 if thin else 3))
