@@ -12,11 +12,25 @@ from typing import Any
 
 # Resolved on first use: torch is loaded by those who need it.
 _HOMES = {
+    "Adapted": "adapting",
+    "adapt": "adapting",
+    "Prior": "prior",
+    "fit_prior": "prior",
+    "fit_five_fold_ridge": "ridge",
+    "fit_ridge": "ridge",
+    "group_mean": "ridge",
+    "unit_norm": "checks",
     "BraInCoRL": "model",
     "ModelSizes": "model",
     "PRESETS": "model",
     "load_model": "checkpoint",
     "save_model": "checkpoint",
+    "transformer_weights": "inference",
+    "Stage": "training",
+    "TrainSettings": "training",
+    "Trained": "training",
+    "leave_one_out": "training",
+    "train": "training",
 }
 __all__ = sorted(_HOMES)
 

@@ -1,0 +1,262 @@
+# SPDX-License-Identifier: Apache-2.0
+r"""Adapting to a new participant: context images and their betas -> encoding weights per voxel.
+
+Four estimators: ridge (the participant alone), prior (closed form), transformer, and *stacked*: for every
+voxel ``w = sum_m a_m w_m`` with ``a`` on the simplex over the estimators at hand and the voxel's mean response.
+The a are chosen by cross-validation within the context images: every estimator predicts held-out folds, which
+gives each voxel a likelihood over a grid of simplex points; the distribution of a over voxels is estimated by
+EM, and the voxel's a is its posterior mean.  With few images a voxel so follows what is best for the
+participant, with many its own evidence.
+
+The predictive variance is the posterior's under the prior (under the isotropic one where there is none),
+times one factor per participant that makes it agree with the held-out errors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import product
+
+import numpy as np
+
+from conform_app.braincorl.checks import check_betas, check_context_size, check_features, match_names
+from conform_app.braincorl.posterior import Posterior, mixing_weights
+from conform_app.braincorl.prior import Prior, flat_prior, with_ones
+from conform_app.braincorl.ridge import fit_ridge, folds_of
+from conform_app.errors import UsageError
+
+METHODS = ("stacked", "transformer", "prior", "ridge")
+STEPS = 8  # simplex grid: shares in eighths
+CALIBRATION = (0.25, 8.0)
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """Encoding model of one participant.
+
+    Attributes
+    ----------
+    method : str
+    weights : ndarray (n_voxels, E + 1), float32
+        Bias last; NaN for voxels that were constant or not finite.
+    valid : ndarray (n_voxels,) of bool
+    parts : dict of str to ndarray (n_voxels, E + 1)
+        Weights of each estimator that went in ("mean": the bias alone).
+    shares : dict of str to ndarray (n_voxels,)
+        Share of each; sums to 1.
+    cv_r2 : dict of str to ndarray (n_voxels,)
+        Held-out explained variance within the context, against measured betas (empty for "transformer").
+    noise_sd : ndarray (n_voxels,)
+        Estimated noise of a single beta.
+    calibration : float
+        Factor on the posterior variance.
+    context : ndarray (S, E)
+        Context features, by which test images that were seen are recognised.
+    """
+
+    method: str
+    weights: np.ndarray = field(repr=False)
+    valid: np.ndarray = field(repr=False)
+    parts: dict[str, np.ndarray] = field(repr=False)
+    shares: dict[str, np.ndarray] = field(repr=False)
+    cv_r2: dict[str, np.ndarray] = field(repr=False)
+    noise_sd: np.ndarray = field(repr=False)
+    calibration: float
+    context: np.ndarray = field(repr=False)
+    posterior: Posterior = field(repr=False)
+
+    def predict(self, features) -> np.ndarray:
+        """Predicted betas (n_voxels, n_images), float32, for unit-norm features (n_images, E)."""
+        features = check_features(features, self.weights.shape[1] - 1)
+        return self.weights[:, :-1] @ features.T + self.weights[:, -1:]
+
+    def predictive_sd(self, features, *, noise: bool = False) -> np.ndarray:
+        """Standard deviation of the predicted response, (n_voxels, n_images), float32.
+
+        Parameters
+        ----------
+        features : array (n_images, E)
+        noise : bool
+            Of a single measured beta: with the noise of the measurement.
+        """
+        x = with_ones(check_features(features, self.weights.shape[1] - 1))
+        out = np.full((len(self.weights), len(x)), np.nan, np.float32)
+        variance = self.calibration * self.posterior.variance(x)
+        if noise:
+            variance = variance + self.noise_sd[self.valid, None] ** 2
+        out[self.valid] = np.sqrt(variance)
+        return out
+
+
+def adapt(
+    features,
+    betas,
+    *,
+    method: str = "stacked",
+    model=None,
+    prior: Prior | None = None,
+    feature_names: Sequence[str] | None = None,
+    beta_names: Sequence[str] | None = None,
+    n_folds: int = 5,
+    seed: int = 0,
+    block: int | None = None,
+    memory: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Adapted:
+    """Encoding model of a new participant from context images.
+
+    Parameters
+    ----------
+    features : array (n_images, E)
+        Unit-norm image features.
+    betas : array (n_voxels, n_images)
+        One column per row of ``features``; or, with names, per trial.
+    method : {"stacked", "transformer", "prior", "ridge"}
+        "stacked" combines ridge with whichever of ``model`` and ``prior`` are given.
+    model : BraInCoRL, optional
+    prior : Prior, optional
+    feature_names, beta_names : sequences of str, optional
+        Stimulus of each row of ``features`` and of each column of ``betas``; matched by name.
+    n_folds, seed : int
+        Cross-validation within the context.
+    block, memory : int, optional
+        Voxels at a time, or bytes, for the transformer.
+    progress : callable (done, total), optional
+        Of the transformer.
+
+    Returns
+    -------
+    Adapted
+
+    Raises
+    ------
+    UsageError
+        An unknown method, or one whose model or prior is missing.
+    DataError
+        Features or betas that do not fit (see `checks`).
+
+    References
+    ----------
+    Yu et al. 2025, arXiv:2505.15813.
+    """
+    _check_method(method, model, prior)
+    n_features = model.sizes.features if model is not None else None
+    n_features = prior.n_features if prior is not None else n_features
+    features = check_features(features, n_features)
+    if (feature_names is None) != (beta_names is None):
+        raise UsageError("Names are given for features or for betas only.", "Give both, or none.")
+    if beta_names is not None:
+        features = features[match_names(feature_names, beta_names)]
+    betas, valid = check_betas(betas, len(features))
+    check_context_size(len(features), betas.shape[1])
+    y = betas[valid].astype(np.float64)
+
+    def transformer(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        from conform_app.braincorl.inference import transformer_weights
+
+        # A model of ours knows the spread of the betas it was trained on; a published one takes them as they are.
+        spread = getattr(model, "card", {}).get("beta_sd")
+        unit = spread / np.median(y.std(axis=1)) if spread else 1.0
+        return transformer_weights(model, x, y * unit, block=block, memory=memory, progress=progress) / unit
+
+    posterior = (prior or flat_prior(features.shape[1] + 1)).condition(features, y, seed=seed)
+    estimators: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
+        "mean": lambda x, y: np.column_stack([np.zeros((len(y), x.shape[1])), y.mean(axis=1)]),
+        "ridge": lambda x, y: fit_ridge(x, y, seed=seed)[0],
+        "prior": lambda x, y: prior.condition(x, y, seed=seed).weights(),
+        "transformer": transformer,
+    }
+    wanted = [method]
+    if method == "stacked":
+        wanted = ["mean", "ridge"] + ["prior"] * (prior is not None) + ["transformer"] * (model is not None)
+    parts = {m: posterior.weights() if m == "prior" else estimators[m](features, y) for m in wanted}
+    held_out = {} if method == "transformer" else _held_out(features, y, estimators, wanted, n_folds, seed)
+    shares = _stack(held_out, y, seed) if method == "stacked" else {method: np.ones(len(y))}
+    weights = sum(shares[m][:, None] * parts[m] for m in wanted)
+    noise = posterior.noise_variance()
+    calibration = 1.0
+    if held_out:
+        delivered = sum(shares[m][:, None] * held_out[m] for m in wanted)
+        calibration = _calibration(features, y, delivered, posterior, noise)
+    spread = np.maximum(y.var(axis=1), np.finfo(float).tiny)
+    r2 = {m: 1 - ((y - p) ** 2).mean(axis=1) / spread for m, p in held_out.items()}
+
+    def whole(values: np.ndarray) -> np.ndarray:
+        out = np.full((len(valid), *np.shape(values)[1:]), np.nan, np.float32)
+        out[valid] = values
+        return out
+
+    return Adapted(
+        method,
+        whole(weights),
+        valid,
+        *({m: whole(v) for m, v in table.items()} for table in (parts, shares, r2)),
+        whole(np.sqrt(noise)),
+        calibration,
+        features,
+        posterior,
+    )
+
+
+def _check_method(method: str, model, prior) -> None:
+    if method not in METHODS:
+        raise UsageError(f"There is no method {method!r}.", f"Methods are {', '.join(METHODS)}.")
+    for name, given in (("transformer", model), ("prior", prior)):
+        if method == name and given is None:
+            raise UsageError(
+                f"Method {name!r} needs a trained {'model' if name == 'transformer' else 'prior'}.",
+                "Load one, or use method='ridge', which needs none.",
+            )
+    if model is not None and prior is not None and model.sizes.features != prior.n_features:
+        raise UsageError(
+            f"The model reads {model.sizes.features} features and the prior {prior.n_features}.",
+            "Give a model and a prior of the same features.",
+        )
+
+
+def _held_out(features, y, estimators, wanted, n_folds: int, seed: int) -> dict[str, np.ndarray]:
+    """Every estimator's predictions of images it was not fitted to: (n_voxels, S) each."""
+    out = {m: np.empty_like(y) for m in wanted}
+    for test in folds_of(len(features), n_folds, seed + 1):
+        keep = np.setdiff1d(np.arange(len(features)), test)
+        fitted = y[:, keep]
+        varies = np.ptp(fitted, axis=1) > 0
+        for m in wanted:
+            out[m][:, test] = fitted.mean(axis=1, keepdims=True)
+            if varies.any():
+                weights = estimators[m](features[keep], fitted[varies])
+                out[m][np.ix_(varies, test)] = weights @ with_ones(features[test]).T
+    return out
+
+
+def _stack(held_out: dict[str, np.ndarray], y: np.ndarray, seed: int) -> dict[str, np.ndarray]:
+    """Shares of the estimators for every voxel."""
+    names = list(held_out)
+    grid = np.array([g for g in product(range(STEPS + 1), repeat=len(names)) if sum(g) == STEPS]) / STEPS
+    errors = np.stack([held_out[m] - y for m in names], axis=1)  # (n_voxels, n_methods, S)
+    gram = errors @ errors.transpose(0, 2, 1)
+    loss = np.einsum("gm,vmn,gn->vg", grid, gram, grid, optimize=True)
+    # Noise of a voxel: its loss at the point that is best for all voxels together.
+    best = (loss / np.maximum(y.var(axis=1, keepdims=True), np.finfo(float).tiny)).sum(axis=0).argmin()
+    log_likelihood = -0.5 * y.shape[1] * loss / np.maximum(loss[:, [best]], np.finfo(float).tiny)
+    few = log_likelihood
+    if len(y) > 4000:
+        few = log_likelihood[folds_of(len(y), -(-len(y) // 4000), seed)[0]]
+    share = np.exp(log_likelihood - log_likelihood.max(axis=1, keepdims=True)) * mixing_weights(few)
+    share /= share.sum(axis=1, keepdims=True)
+    return dict(zip(names, (share @ grid).T, strict=True))
+
+
+def _calibration(features, y, delivered, posterior: Posterior, noise: np.ndarray) -> float:
+    """Factor c with ``sum (y - prediction)^2 = sum (c variance + noise)`` over held-out images.
+
+    The variance is that with all context images, the error that with a fold left out: c is a little large.
+    """
+    some = np.linspace(0, len(y) - 1, min(len(y), 1000)).astype(int)
+    images = np.linspace(0, len(features) - 1, min(len(features), 50)).astype(int)
+    part = Posterior(posterior.rotations, posterior.noise, posterior.moments[some], posterior.y[some])
+    from_noise = noise[some].mean()
+    expected = part.variance(with_ones(features[images])).mean()
+    observed = ((y[some] - delivered[some]) ** 2).mean()
+    return float(np.clip((observed - from_noise) / max(expected, np.finfo(float).tiny), *CALIBRATION))
