@@ -7,6 +7,26 @@ with them.  Arrays in, results out: data ``(n_units, n_conditions, n_trials)``, 
 
 from conform_app.psn.covariance import GSNResult, fit_gsn
 from conform_app.psn.estimator import fit_psn
+from conform_app.psn.parcels import ParcelFit, fit_parcels
 from conform_app.psn.result import PSNResult
+from conform_app.psn.samplespace import fit_sample_space
 
-__all__ = ["GSNResult", "PSNResult", "fit_gsn", "fit_psn"]
+__all__ = [
+    "PSN",
+    "GSNResult",
+    "PSNResult",
+    "ParcelFit",
+    "fit_gsn",
+    "fit_parcels",
+    "fit_psn",
+    "fit_sample_space",
+]
+
+
+def __getattr__(name: str):
+    """The scikit-learn estimator, whose import takes a second, on demand."""
+    if name == "PSN":
+        from conform_app.psn.transformer import PSN
+
+        return PSN
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -66,8 +66,8 @@ def _candidates(choice: Choice | None) -> list[str]:
         used[0] = used[0].removesuffix(" (100 %)")
         return [f"Cross-validation (mean squared error: {errors}) chose {used[0]}."]
     return [
-        f"Cross-validation (mean squared error: {errors}) found their weighted mean better than any by more"
-        f" than two standard errors ({choice.errors['blend']:.4g}): {', '.join(used)}."
+        f"Cross-validation (mean squared error: {errors}) found a weighted mean of them clearly better than"
+        f" the Wiener filter alone ({choice.errors['blend']:.4g}): {', '.join(used)}."
     ]
 
 

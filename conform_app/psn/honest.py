@@ -9,10 +9,11 @@ add more noise than signal, so the curves end at the last positive one.
 * unit: ``argmin_k  e_u(k) + pooling mean_v e_v(k)``,  ``e_u(k) = E_u(k) / E_u(0)``.  One unit's curve is
   noisy; a share of the population's keeps units without much signal of their own near the common cut.
 
-`choose_blend` compares population cut, unit cut and Wiener filter in the same folds (cuts chosen on the other
-folds).  The Wiener filter, which has no cut to choose, gives way to a cut whose error is lower by more than
-two standard errors over conditions.  A weighted mean of the three takes the place of the best when it lowers
-the error of the denoised averages (noise of the left-out trials subtracted) as clearly, and by a tenth.
+`choose_blend` weighs population cut, unit cut and Wiener filter by their error in the same folds (cuts chosen
+on the other folds).  The Wiener filter, which has no cut to choose and leaves no unit without signal, gives
+way to the weighted mean of the three with the least error (which may be a cut alone) where that lowers the
+error of the denoised averages (noise of the left-out trials subtracted) by more than two standard errors over
+conditions, and by a tenth.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ _MIN_CONDITIONS = 4  # for axes from other conditions
 _CONDITION_GROUPS = 5
 _SINGLE = 512  # units beyond which axes of folds are computed in single precision
 _STANDARD_ERRORS = 2.0
-_WORTH = 0.1  # least gain, as a share of the best candidate's error, for which candidates are mixed
+_WORTH = 0.1  # least gain, as a share of the Wiener filter's error, for which it is left
 CANDIDATES = ("population", "unit", "wiener")
 
 
@@ -123,12 +124,10 @@ def _weigh(gram: np.ndarray, cross: np.ndarray, floor: float) -> tuple[np.ndarra
     loss = np.einsum("gi,mij,gj->gm", grid, gram, grid, optimize=True) - 2 * grid @ cross.T
     sums = loss.sum(axis=1)
     single = {name: int(np.flatnonzero(grid[:, i] == 1)[0]) for i, name in enumerate(CANDIDATES)}
-    best, blend = min(single.values(), key=lambda g: sums[g]), int(sums.argmin())
-    if not _clearly_less(loss[best], loss[single["wiener"]]):
-        best = single["wiener"]
-    worth = sums[best] - sums[blend] > _WORTH * (sums[best] - floor)
-    totals = {name: float(sums[g]) for name, g in single.items()} | {"blend": float(sums[blend])}
-    return grid[blend if worth and _clearly_less(loss[blend], loss[best]) else best], totals
+    start, best = single["wiener"], int(sums.argmin())
+    worth = sums[start] - sums[best] > _WORTH * (sums[start] - floor)
+    totals = {name: float(sums[g]) for name, g in single.items()} | {"blend": float(sums[best])}
+    return grid[best if worth and _clearly_less(loss[best], loss[start]) else start], totals
 
 
 def _clearly_less(a: np.ndarray, b: np.ndarray) -> bool:

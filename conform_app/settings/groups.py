@@ -204,7 +204,7 @@ class ModelSettings:
         alters=True,
     )
     psn: str = option(
-        "cv",
+        "auto",
         "PSN denoising of the condition averages: cross-validated cut, or the best of cuts and Wiener filter "
         "by cross-validation (auto), or a preset of the method, or off",
         choices=("off", "cv", "auto", "standard", "conservative", "aggressive", "compare", "wiener"),

@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How well could a perfect model predict a measured representational dissimilarity matrix (RDM)?
+
+Signals are drawn from N(mnS, scale cSb) and noise of averages over t trials from N(0, cNb / t), as estimated by
+GSN; the ceiling is the median, over simulations, of the Pearson correlation between the RDM of the signals
+and the RDM of the measurements.  RDM: 1 - Pearson correlation across units of two conditions.
+
+Kay et al. (2025), "Disentangling signal and noise in neural responses through generative modeling".
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from conform_app.errors import DataError, UsageError
+
+
+@dataclass(frozen=True)
+class RSACeiling:
+    """Noise ceiling of an RDM.
+
+    Attributes
+    ----------
+    ceiling : float
+        Correlation, median over simulations.
+    simulated : ndarray, (n_simulations,)
+    scale : float
+        Factor on the signal covariance.
+    """
+
+    ceiling: float
+    simulated: np.ndarray
+    scale: float
+
+
+def rsa_noise_ceiling(
+    signal_cov: np.ndarray,
+    noise_cov: np.ndarray,
+    n_conditions: int,
+    n_trials: float,
+    *,
+    signal_mean: np.ndarray | None = None,
+    raw_signal_cov: np.ndarray | None = None,
+    n_simulations: int = 200,
+    seed: int = 0,
+) -> RSACeiling:
+    """Noise ceiling for comparing a model's RDM with that of measured averages.
+
+    Parameters
+    ----------
+    signal_cov, noise_cov : ndarray, (n_units, n_units)
+        Positive semi-definite covariances of :func:`conform_app.psn.fit_gsn`.
+    n_conditions : int
+    n_trials : float
+        Trials averaged per condition.
+    signal_mean : ndarray, (n_units,), optional
+        Mean response (default 0).
+    raw_signal_cov : ndarray, optional
+        The estimate before it was made positive semi-definite: signal variances are then scaled so that
+        their mean is that of this one.
+    n_simulations : int
+    seed : int
+
+    Raises
+    ------
+    DataError
+        If shapes do not agree, or there are fewer than two units or three conditions.
+    UsageError
+        If a number is not positive.
+    """
+    n = len(signal_cov)
+    if np.shape(signal_cov) != (n, n) or np.shape(noise_cov) != (n, n) or n < 2 or n_conditions < 3:
+        raise DataError(
+            "An RDM needs covariances of two units or more, and three conditions.",
+            "Give matrices (n_units, n_units) of one fit.",
+        )
+    if not (n_trials > 0 and n_simulations > 0):
+        raise UsageError("Numbers of trials and simulations must be positive.", "Give positive numbers.")
+    scale = 1.0
+    if raw_signal_cov is not None:
+        scale = float(np.trace(raw_signal_cov) / np.trace(signal_cov))
+        if not scale > 0:
+            raise DataError(
+                "The estimated signal variance is not positive.", "There is no signal to compare."
+            )
+    rng = np.random.default_rng(seed)
+    signal_root, noise_root = _root(signal_cov * scale), _root(np.asarray(noise_cov) / n_trials)
+    mean = 0.0 if signal_mean is None else np.asarray(signal_mean)[:, None]
+    simulated = np.empty(n_simulations)
+    for i in range(n_simulations):
+        signal = mean + signal_root @ rng.standard_normal((n, n_conditions))
+        measured = signal + noise_root @ rng.standard_normal((n, n_conditions))
+        simulated[i] = np.corrcoef(rdm(signal), rdm(measured))[0, 1]
+    return RSACeiling(float(np.nanmedian(simulated)), simulated, scale)
+
+
+def rdm(responses: np.ndarray) -> np.ndarray:
+    """1 - Pearson correlation across units, for each pair of conditions.
+
+    Parameters
+    ----------
+    responses : ndarray, (n_units, n_conditions)
+
+    Returns
+    -------
+    ndarray, (n_pairs,)
+        The lower triangle.
+    """
+    with np.errstate(invalid="ignore", divide="ignore"):
+        r = np.corrcoef(np.asarray(responses).T)
+    return 1 - r[np.tril_indices(len(r), -1)]
+
+
+def _root(cov: np.ndarray) -> np.ndarray:
+    """A matrix whose product with its transpose is the covariance."""
+    w, v = np.linalg.eigh((cov + np.transpose(cov)) / 2)
+    return v * np.sqrt(np.maximum(w, 0.0))
