@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
+from scipy.sparse import csr_array
 
 from conform_app.reliability import arrange_repeats, noise_ceiling
 
@@ -69,8 +70,7 @@ def _ceilings(betas: np.ndarray, code: np.ndarray, count: np.ndarray) -> tuple[n
     mean = y.mean(axis=0)
     y -= mean
     squares = np.einsum("tv,tv->v", y, y)
-    starts = np.r_[0, np.cumsum(count)[:-1]]
-    sums = np.add.reduceat(y, starts, axis=0)
+    sums = csr_array((np.ones(n), (code, np.arange(n))), shape=(len(count), n)) @ y
     between = np.einsum("cv,cv,c->v", sums, sums, 1.0 / count)
     noise = np.maximum(squares - between, 0.0) / (n - len(count))
     total = squares / (n - 1)

@@ -286,6 +286,8 @@ class Collection:
             grain = Grain(record["n_trials"], record["n_vertices"], record["dtype"])
             reader = ShardReader(self.place.folder(self._path(participant, "betas")), grain)
             self._readers[participant] = reader
+        if type(trials) is int and vertices is None and 0 <= trials < reader.grain.n_trials:
+            return reader.read(np.array([trials]), None)
         rows = _indices(trials, reader.grain.n_trials, "trial")
         columns = None if vertices is None else _indices(vertices, self.n_vertices, "vertex")
         return reader.read(np.arange(reader.grain.n_trials) if rows is None else rows, columns)

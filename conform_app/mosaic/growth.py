@@ -1,19 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """How a collection comes to be and grows: created, participants added and removed, versions sealed.
 
-A version is a manifest: the participants with the SHA-256 of their records (which hold the SHA-256 of every
+A version is a manifest: the participants with the SHA-256 of their records (which hold the checksum of every
 file), the tables with theirs, and the history of versions before it.  Sealing twice without a change gives
 the same version.
 """
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import hashlib
 import json
 import os
 import shutil
 import uuid
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -311,7 +313,7 @@ def _commit(
     content = layout.to_json(audit)
     with layout.writing(folder):
         (folder / "audit.json").write_bytes(content)
-    files["audit.json"] = (len(content), hashlib.sha256(content).hexdigest())
+    files["audit.json"] = (len(content), f"sha256:{hashlib.sha256(content).hexdigest()}")
     participants = {
         record["key"]: {
             "record": _sha(root / layout.PARTICIPANTS / record["key"] / layout.RECORD),
@@ -373,16 +375,30 @@ def _differing(place: Place, head: str, files: Mapping[str, Sequence[Any]]) -> l
     for name, (_, expected) in files.items():
         path = f"{head}/{name}" if head else name
         try:
-            if place.fs is None:
-                found = _sha(Path(place.root) / path)
-            else:
-                found = hashlib.sha256(place.read(path)).hexdigest()
+            found = _checksum(place, path, expected.partition(":")[0])
         except (NoInputError, OSError):
             wrong.append(f"{path} cannot be read.")
             continue
         if found != expected:
             wrong.append(f"{path} differs from what was written.")
     return wrong
+
+
+def _checksum(place: Place, path: str, kind: str) -> str:
+    """Checksum of a file, with its kind in front; local files block by block."""
+    digest, crc = hashlib.sha256(), 0
+    with contextlib.ExitStack() as stack:
+        if place.fs is None:
+            file = stack.enter_context((Path(place.root) / path).open("rb"))
+            blocks = iter(lambda: file.read(1 << 22), b"")
+        else:
+            blocks = iter([place.read(path)])
+        for block in blocks:
+            if kind == "crc32":
+                crc = zlib.crc32(block, crc)
+            else:
+                digest.update(block)
+    return f"crc32:{crc:08x}" if kind == "crc32" else f"sha256:{digest.hexdigest()}"
 
 
 def _sha(path: Path) -> str:

@@ -109,7 +109,7 @@ def write_table(folder: Path, name: str, table: pd.DataFrame) -> dict[str, tuple
         path = folder / f"{name}{suffix}"
         with writing(path):
             path.write_bytes(content)
-        files[path.name] = (len(content), hashlib.sha256(content).hexdigest())
+        files[path.name] = (len(content), f"sha256:{hashlib.sha256(content).hexdigest()}")
     return files
 
 

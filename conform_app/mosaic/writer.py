@@ -218,7 +218,7 @@ def _blocks(unit: FitUnit, key: str, step: int = CHUNK_TRIALS) -> Iterator[tuple
                 f"Betas of {key} {unit.name} cannot be read: {error}.", "Run its participant level again."
             ) from error
         block = block.astype(np.float32, copy=False)
-        if not np.isfinite(block.sum(dtype=np.float64)):
+        if not np.isfinite(block.sum()):
             block = np.where(np.isfinite(block), block, np.float32("nan"))
         yield rows, block
 
@@ -277,7 +277,7 @@ class _Finite:
         self.n_missing = 0
 
     def add(self, block: np.ndarray) -> None:
-        if np.isfinite(block.sum(dtype=np.float64)):
+        if np.isfinite(block.sum()):
             self.never[:] = False
         else:
             there = np.isfinite(block)
@@ -311,10 +311,13 @@ def _small(path: Path, values: np.ndarray, dtype: str, **attributes: Any) -> Non
 
 
 def _write_ceilings(folder: Path, trials: pd.DataFrame, grain: Grain) -> list[dict[str, str]]:
-    reader = ShardReader(folder / "betas", grain)
-    maps = phase_ceilings(
-        reader.read, trials["name"].to_numpy(str), trials["phase"].to_numpy(str), grain.n_vertices
-    )
+
+    def read(rows: np.ndarray, vertices: np.ndarray) -> np.ndarray:
+        # A reader for each block, so that its memory maps do not pile up to the size of the betas
+        return ShardReader(folder / "betas", grain).read(rows, vertices)
+
+    stimulus, phase = trials["name"].to_numpy(str), trials["phase"].to_numpy(str)
+    maps = phase_ceilings(read, stimulus, phase, grain.n_vertices)
     if not maps:
         return []
     rows = [{"phase": phase, "n": n} for phase, n in maps]
@@ -412,5 +415,5 @@ def _checksums(folder: Path, known: Mapping[str, tuple[int, str]]) -> dict[str, 
             files[name] = list(known[name])
         else:
             content = path.read_bytes()
-            files[name] = [len(content), hashlib.sha256(content).hexdigest()]
+            files[name] = [len(content), f"sha256:{hashlib.sha256(content).hexdigest()}"]
     return files
