@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """How well could a perfect model predict a measured representational dissimilarity matrix (RDM)?
 
-Signals are drawn from N(mnS, scale cSb) and noise of averages over t trials from N(0, cNb / t), as estimated by
+Signals are drawn from N(mnS, scale cSb), noise of averages over t trials from N(0, cNb / t), as estimated by
 GSN; the ceiling is the median, over simulations, of the Pearson correlation between the RDM of the signals
 and the RDM of the measurements.  RDM: 1 - Pearson correlation across units of two conditions.
 
