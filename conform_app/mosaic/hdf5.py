@@ -23,7 +23,7 @@ from conform_app.mosaic.split import stem
 if TYPE_CHECKING:
     import pandas as pd
 
-    from conform_app.mosaic.collection import Collection
+    from conform_app.mosaic.reading import CollectionReader
 
 LONG_NAMES = {
     "NSD": "NaturalScenesDataset",
@@ -52,7 +52,7 @@ ROOT_ATTRIBUTES = {
 _READ_AT_ONCE = 32
 
 
-def export(collection: Collection, key: str, folder: Path, dtype: str, checksum_name: bool) -> Path:
+def export(collection: CollectionReader, key: str, folder: Path, dtype: str, checksum_name: bool) -> Path:
     """Write one participant; see `Collection.export_hdf5`.
 
     Raises
@@ -123,7 +123,7 @@ def trial_names(key: str, trials: pd.DataFrame) -> list[tuple[int, str, str]]:
     return out
 
 
-def _write_trials(collection: Collection, key: str, group: Any, dtype: str) -> np.ndarray:
+def _write_trials(collection: CollectionReader, key: str, group: Any, dtype: str) -> np.ndarray:
     """Write one dataset per trial; return the vertices that are missing in any."""
     trials = collection.trials(key)
     missing = np.zeros(collection.n_vertices, bool)
@@ -142,14 +142,14 @@ def _write_trials(collection: Collection, key: str, group: Any, dtype: str) -> n
 
 
 def _in_blocks(
-    collection: Collection, key: str, order: list[tuple[int, str, str]]
+    collection: CollectionReader, key: str, order: list[tuple[int, str, str]]
 ) -> Iterator[tuple[list[tuple[int, str, str]], np.ndarray]]:
     for start in range(0, len(order), _READ_AT_ONCE):
         rows = order[start : start + _READ_AT_ONCE]
         yield rows, collection.betas(key, np.array([row for row, _, _ in rows]))
 
 
-def _write_ceilings(collection: Collection, key: str, file: Any) -> None:
+def _write_ceilings(collection: CollectionReader, key: str, file: Any) -> None:
     maps = collection.noise_ceilings(key)
     if not maps:
         return

@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 from conform_app.errors import NoInputError, UsageError
 
 if TYPE_CHECKING:
-    from conform_app.mosaic.collection import Collection, Selection
+    from conform_app.mosaic.reading import CollectionReader, Selection
 
 
 class TrialDataset(Dataset):
@@ -35,7 +35,7 @@ class TrialDataset(Dataset):
 
     def __init__(
         self,
-        collection: Collection,
+        collection: CollectionReader,
         split: str | None,
         participants: Sequence[str] | None,
         vertices: str | Selection,
@@ -104,7 +104,7 @@ class TrialDataset(Dataset):
 
 
 def _chosen_vertices(
-    collection: Collection, participants: Sequence[str], vertices: str | Selection
+    collection: CollectionReader, participants: Sequence[str], vertices: str | Selection
 ) -> np.ndarray | None:
     if isinstance(vertices, str):
         if vertices == "valid":
