@@ -125,30 +125,42 @@ def volume_matrix(
     csr_matrix, shape (n_target, n_points)
         Rows of sum 1, or empty.
     """
-    white, pial = (
-        (xyz @ to_volume[:3, :3].T + to_volume[:3, 3], faces) for xyz, faces in (side.white, side.pial)
-    )
     try:
-        sampler = VolumeToSurface(
-            white,
-            pial,
-            grid.shape,
-            grid.affine,
-            mask=np.asarray(mask, dtype=np.uint8).reshape(grid.shape),
-            hemisphere=side.half.hemi,
-        )
+        sampling = _sampling(side, grid, mask, to_volume)
     except DataError as error:
         raise DataError(
             f"{Path(name).name} on {side.half.white} and {Path(side.half.pial).name}: {error.message}",
             error.remedy,
         ) from error
-    keep = sampler.valid & side.own_cortex
-    matrix = sampler.matrix
+    matrix = (sparse.diags(side.own_cortex.astype(np.float64)) @ sampling).tocsr()
+    matrix.eliminate_zeros()
     if side.resampler is not None:
+        keep = np.diff(matrix.indptr) > 0
         matrix = _rows_of_sum_1(side.resampler.matrix @ sparse.diags(keep.astype(np.float64))) @ matrix
     matrix = (sparse.diags(side.cortex.astype(np.float64)) @ matrix).tocsr()
     matrix.eliminate_zeros()
     return matrix
+
+
+def _sampling(side: Hemisphere, grid: Grid, mask: np.ndarray, to_volume: np.ndarray) -> sparse.csr_matrix:
+    """Build V: the ribbon, and the voxel at the middle surface where the ribbon of a vertex meets no voxel.
+
+    The polyhedra of a dense mesh can slip between the pieces that voxels are cut into, though the vertex lies
+    amid data.
+    """
+    white, pial, middle = (
+        (xyz @ to_volume[:3, :3].T + to_volume[:3, 3], faces)
+        for xyz, faces in (side.white, side.pial, side.middle)
+    )
+    common = {
+        "mask": np.asarray(mask, dtype=np.uint8).reshape(grid.shape),
+        "midthickness": middle[0],
+    }
+    ribbon = VolumeToSurface(white, pial, grid.shape, grid.affine, **common)
+    if ribbon.valid.all():
+        return ribbon.matrix
+    near = VolumeToSurface(white, pial, grid.shape, grid.affine, method="nearest", **common)
+    return (ribbon.matrix + sparse.diags((~ribbon.valid).astype(np.float64)) @ near.matrix).tocsr()
 
 
 def _rows_of_sum_1(matrix: sparse.csr_matrix) -> sparse.csr_matrix:

@@ -97,14 +97,20 @@ def views_map(brain: Brain, values: np.ndarray, scale: Scale, label: str) -> Fig
     """
     figure = new_figure(9.6, 4.4)
     grid = figure.add_gridspec(2, len(VIEWS) + 1, width_ratios=[1.0] * len(VIEWS) + [0.03])
+    pictures = {}
     for row, mesh in enumerate(brain.meshes):
         shown = np.where(mesh.point >= 0, values[np.maximum(mesh.point, 0)], np.nan)
         shown = np.clip(shown, scale.low, scale.high)
         for column, view in enumerate(VIEWS):
-            axes = figure.add_subplot(grid[row, column])
-            axes.set_axis_off()
-            axes.imshow(_picture(mesh, shown, scale, view), interpolation="antialiased")
-            axes.set_title(f"{mesh.side}, {view}", fontsize=7.5, color=SOFT, loc="center")
+            pictures[row, column] = _picture(mesh, shown, scale, view)
+    inked = np.any([(picture < 250).any(axis=-1) for picture in pictures.values()], axis=0)
+    box = tuple(slice(*np.flatnonzero(inked.any(axis=axis))[[0, -1]] + [0, 1]) for axis in (1, 0))
+    for (row, column), picture in pictures.items():
+        axes = figure.add_subplot(grid[row, column])
+        axes.set_axis_off()
+        axes.imshow(picture[box], interpolation="antialiased")
+        name = f"{brain.meshes[row].side}, {VIEWS[column]}"
+        axes.set_title(name, fontsize=7.5, color=SOFT, loc="center")
     draw_scale(figure.add_subplot(grid[:, len(VIEWS)]), scale, label)
     return figure
 
@@ -134,7 +140,7 @@ def _picture(mesh: Mesh, values: np.ndarray, scale: Scale, view: str) -> np.ndar
         axes=axes,
         figure=figure,
     )
-    axes.set_box_aspect(None, zoom=1.4)
+    axes.set_box_aspect(None, zoom=1.3)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
