@@ -178,10 +178,10 @@ def fsaverage_to_fslr(side: str):
 
 @needs_workbench
 @needs_data
-def test_fsaverage_to_fslr_and_back(tmp_path, side="R"):
+def test_fsaverage_to_fslr_and_back(tmp_path):
     wb = Workbench(tmp_path)
-    undeformed, source, target = fsaverage_to_fslr(side)
-    areas = undeformed, studyforrest(side)[0]
+    undeformed, source, target = fsaverage_to_fslr("R")
+    areas = undeformed, studyforrest("R")[0]
     mask = source[0][:, 2] > -60
     down = SphereResampler(source, target, source_area=areas[0], target_area=areas[1])
     values = signal(source[0])
