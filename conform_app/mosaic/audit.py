@@ -84,6 +84,8 @@ def audit_split(
     table: pd.DataFrame,
     unit: Embeddings,
     threshold: float,
+    *,
+    device: str = "cpu",
 ) -> Audit:
     """Compare train with test.
 
@@ -97,6 +99,8 @@ def audit_split(
         ``stimulus`` and ``dataset`` of every presentation.
     unit : Embeddings
     threshold : float
+    device : str, default "cpu"
+        Where similarities are computed .
 
     Returns
     -------
@@ -107,7 +111,7 @@ def audit_split(
     tested = [name for name in names if sides[name] in ("test", "artificial")]
     trains, of_train = unit.take(trained)
     tests, of_test = unit.take(tested)
-    index, value = nearest(of_train, of_test)
+    index, value = nearest(of_train, of_test, device=device)
     found = {name: (tests[i] if i >= 0 else "", s) for name, i, s in zip(trains, index, value, strict=True)}
     similarity = np.array([found.get(name, ("", np.nan))[1] for name in names], dtype=np.float64)
     nearest_test = np.array([found.get(name, ("", np.nan))[0] for name in names], dtype=object)
@@ -122,7 +126,7 @@ def audit_split(
     n_unchecked = len(trained) + len(tested) - n_checked
     before_most = float(np.nanmax(similarity)) if np.isfinite(similarity).any() else float("nan")
     said = _account(most, pair, before_most, n_checked, n_unchecked, threshold)
-    by_dataset = _between(sides, table, unit)
+    by_dataset = _between(sides, table, unit, device)
     return Audit(
         most,
         pair,
@@ -155,7 +159,7 @@ def _account(
     return said
 
 
-def _between(sides: dict[str, str], table: pd.DataFrame, unit: Embeddings) -> pd.DataFrame:
+def _between(sides: dict[str, str], table: pd.DataFrame, unit: Embeddings, device: str) -> pd.DataFrame:
     """Closest train and test stimulus for each pair of datasets."""
     import pandas as pd
 
@@ -171,7 +175,7 @@ def _between(sides: dict[str, str], table: pd.DataFrame, unit: Embeddings) -> pd
             tests, of_test = unit.take(its_test)
             if not trains or not tests:
                 continue
-            index, value = nearest(of_train, of_test)
+            index, value = nearest(of_train, of_test, device=device)
             at = int(value.argmax())
             rows.append((one, other, float(value[at]), trains[at], tests[index[at]]))
     columns = ["train_dataset", "test_dataset", "max_similarity", "train", "test"]

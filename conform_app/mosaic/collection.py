@@ -187,6 +187,7 @@ class Collection(CollectionReader):
         embeddings: Mapping[str, np.ndarray] | None = None,
         threshold: float = THRESHOLD,
         same_name: str = "check",
+        device: str = "cpu",
         tables: Mapping[str, pd.DataFrame] | None = None,
         note: str = "",
     ) -> dict[str, Any]:
@@ -198,7 +199,7 @@ class Collection(CollectionReader):
             From `resolve_duplicates`; by default made here from `names`.
         split : Split, optional
             From `split_stimuli`; by default made here from `presentations`.
-        embeddings, threshold, same_name
+        embeddings, threshold, same_name, device
             For these defaults.
         tables : dict of DataFrame, optional
             Further tables of this version, such as ``methodology``.
@@ -220,7 +221,7 @@ class Collection(CollectionReader):
             If another process is sealing.
         """
         self._forget()
-        options = {"embeddings": embeddings, "threshold": threshold, "same_name": same_name}
+        options = {"embeddings": embeddings, "threshold": threshold, "same_name": same_name, "device": device}
         manifest = growth.seal(Place(self.root), stimuli, split, options, dict(tables or {}), note)
         self.manifest = dict(manifest)
         self._forget()

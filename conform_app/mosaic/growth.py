@@ -234,13 +234,18 @@ def seal(
                 embeddings=options["embeddings"],
                 threshold=options["threshold"],
                 same_name=options["same_name"],
+                device=options["device"],
             )
         shown = presentations(place, records, identity)
         if split is None:
             vectors = stimulus_embeddings(identity.stimuli["stimulus"], identity.names, options["embeddings"])
             artificial = identity.stimuli.loc[identity.stimuli["artificial"], "stimulus"]
             split = split_stimuli(
-                shown, embeddings=vectors, threshold=options["threshold"], artificial=set(artificial)
+                shown,
+                embeddings=vectors,
+                threshold=options["threshold"],
+                artificial=set(artificial),
+                device=options["device"],
             )
         split.of_trials(shown)  # raises if a stimulus has no place in it
         every = _tables(identity, split, records) | tables

@@ -88,6 +88,7 @@ def resolve_duplicates(
     embeddings: Mapping[str, np.ndarray] | Embeddings | None = None,
     threshold: float = THRESHOLD,
     same_name: Literal["check", "same", "separate"] = "check",
+    device: str = "cpu",
 ) -> Identity:
     """Find the stimuli that several datasets share.
 
@@ -106,6 +107,8 @@ def resolve_duplicates(
     same_name : {"check", "same", "separate"}
         What to do with one name whose hashes differ between datasets: decide by embeddings and raise where
         there are none; take it for one stimulus (MOSAIC); keep the datasets' versions apart.
+    device : str, default "cpu"
+        Where similarities are computed (``cuda``: one GPU).
 
     Returns
     -------
@@ -150,7 +153,7 @@ def resolve_duplicates(
         f"{len(rows)} names of {rows['dataset'].nunique()} datasets are {len(merged)} stimuli; {len(shared)} "
         "are shared by two or more datasets.",
     )
-    near = _near(merged["stimulus"].tolist(), rows, unit, threshold)
+    near = _near(merged["stimulus"].tolist(), rows, unit, threshold, device)
     if len(near):
         said.append(
             f"{len(near)} pairs of different stimuli are more alike than {threshold:g}; they stay apart, "
@@ -304,11 +307,13 @@ def _first_known(values: pd.Series) -> str:
     return next((value for value in values if value != "n/a"), "n/a")
 
 
-def _near(stimuli: list[str], rows: pd.DataFrame, unit: Embeddings, threshold: float) -> pd.DataFrame:
+def _near(
+    stimuli: list[str], rows: pd.DataFrame, unit: Embeddings, threshold: float, device: str
+) -> pd.DataFrame:
     import pandas as pd
 
     vectors = stimulus_embeddings(stimuli, rows, unit)
-    first, second, value = pairs_above(vectors.vectors, None, threshold)
+    first, second, value = pairs_above(vectors.vectors, None, threshold, device=device)
     names = np.array(vectors.names, dtype=object)
     return pd.DataFrame(
         {

@@ -13,12 +13,16 @@ decision depends neither on the block size nor on the order of summation.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from conform_app.errors import DataError
+
+if TYPE_CHECKING:
+    import torch
 
 THRESHOLD = 0.8196
 """Cosine similarity of DreamSim embeddings above which two stimuli count as near-duplicates."""
@@ -28,7 +32,7 @@ THRESHOLD_ORIGIN = (
     "of the same short video clip; for other embeddings it has no meaning and a threshold should be given."
 )
 
-_BLOCK = 2048
+_BLOCK = 4096
 _CLOSE = 1e-4
 
 
@@ -85,20 +89,23 @@ class Embeddings:
         return kept, self.vectors[[place[name] for name in kept]]
 
 
-def _products(a: np.ndarray, b: np.ndarray) -> Iterator[tuple[int, int, np.ndarray]]:
-    for i in range(0, len(a), _BLOCK):
-        for j in range(0, len(b), _BLOCK):
-            yield i, j, a[i : i + _BLOCK] @ b[j : j + _BLOCK].T
+def _on(vectors: np.ndarray, device: str) -> torch.Tensor:
+    import torch
+
+    return torch.from_numpy(np.ascontiguousarray(vectors, dtype=np.float32)).to(device)
 
 
 def _exact(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Row-wise cosine in float64."""
-    a, b = a.astype(np.float64), b.astype(np.float64)
-    return np.einsum("nd,nd->n", a, b) / (np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1))
+    out = np.empty(len(a))
+    for rows in (slice(i, i + _BLOCK) for i in range(0, len(a), _BLOCK)):
+        x, y = a[rows].astype(np.float64), b[rows].astype(np.float64)
+        out[rows] = np.einsum("nd,nd->n", x, y) / (np.linalg.norm(x, axis=1) * np.linalg.norm(y, axis=1))
+    return out
 
 
 def pairs_above(
-    a: np.ndarray, b: np.ndarray | None, threshold: float
+    a: np.ndarray, b: np.ndarray | None, threshold: float, *, device: str = "cpu"
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """All pairs more similar than the threshold.
 
@@ -110,6 +117,8 @@ def pairs_above(
         Unit vectors; None: pairs within a, each once.
     threshold : float
         Strict: a pair at the threshold is not above it.
+    device : str, default "cpu"
+        Where products are computed (``cuda``: one GPU).
 
     Returns
     -------
@@ -119,14 +128,16 @@ def pairs_above(
     """
     within, b = b is None, a if b is None else b
     first, second = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
-    for i, j, product in _products(a, b):
-        if within and j + _BLOCK <= i:
-            continue
-        row, column = np.nonzero(product > threshold - _CLOSE)
-        row, column = row + i, column + j
-        keep = row < column if within else slice(None)
-        first.append(row[keep])
-        second.append(column[keep])
+    left = _on(a, device)
+    right = left if within else _on(b, device)
+    for i in range(0, len(a), _BLOCK):
+        for j in range(i if within else 0, len(b), _BLOCK):
+            product = left[i : i + _BLOCK] @ right[j : j + _BLOCK].T
+            found = (product > threshold - _CLOSE).nonzero().cpu().numpy()
+            row, column = found[:, 0] + i, found[:, 1] + j
+            keep = row < column if within else slice(None)
+            first.append(row[keep])
+            second.append(column[keep])
     row, column = np.concatenate(first), np.concatenate(second)
     order = np.lexsort((column, row))
     row, column = row[order], column[order]
@@ -135,13 +146,15 @@ def pairs_above(
     return row[above], column[above], value[above]
 
 
-def nearest(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def nearest(a: np.ndarray, b: np.ndarray, *, device: str = "cpu") -> tuple[np.ndarray, np.ndarray]:
     """For each row of a, the most similar row of b.
 
     Parameters
     ----------
     a, b : ndarray, (n, d) and (m, d)
         Unit vectors.
+    device : str, default "cpu"
+        Where products are computed.
 
     Returns
     -------
@@ -151,12 +164,14 @@ def nearest(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         NaN where b is empty.
     """
     index, best = np.full(len(a), -1), np.full(len(a), -np.inf, np.float32)
-    for i, j, product in _products(a, b):
-        column = product.argmax(axis=1)
-        value = np.take_along_axis(product, column[:, None], axis=1)[:, 0]
-        better = value > best[i : i + _BLOCK]
-        best[i : i + _BLOCK][better] = value[better]
-        index[i : i + _BLOCK][better] = column[better] + j
+    left, right = _on(a, device), _on(b, device)
+    for i in range(0, len(a), _BLOCK):
+        for j in range(0, len(b), _BLOCK):
+            top = (left[i : i + _BLOCK] @ right[j : j + _BLOCK].T).max(dim=1)
+            value, column = top.values.cpu().numpy(), top.indices.cpu().numpy()
+            better = value > best[i : i + _BLOCK]
+            best[i : i + _BLOCK][better] = value[better]
+            index[i : i + _BLOCK][better] = column[better] + j
     found = index >= 0
     similarity = np.full(len(a), np.nan)
     similarity[found] = _exact(a[found], b[index[found]])

@@ -144,6 +144,7 @@ def split_stimuli(
     embeddings: Mapping[str, np.ndarray] | Embeddings | None = None,
     threshold: float = THRESHOLD,
     artificial: Names[str] = (),
+    device: str = "cpu",
 ) -> Split:
     """Divide the stimuli of many datasets into train and test without overlap.
 
@@ -159,6 +160,8 @@ def split_stimuli(
         MOSAIC's for DreamSim (see `conform_app.mosaic.similarity`).
     artificial : collection of str
         Stimuli that are artificial although their dataset calls them test.
+    device : str, default "cpu"
+        Where similarities are computed (``cuda``: one GPU).
 
     Returns
     -------
@@ -203,8 +206,8 @@ def split_stimuli(
     side[(train == 0) & (test == 0)], reason[(train == 0) & (test == 0)] = "excluded", "no trials"
     unit = Embeddings.of(embeddings)
     before = side.copy()
-    near = _remove_near(names, side, reason, unit, threshold)
-    audit = audit_split(names, before, side, table, unit, threshold)
+    near = _remove_near(names, side, reason, unit, threshold, device)
+    audit = audit_split(names, before, side, table, unit, threshold, device=device)
     stimuli = pd.DataFrame(
         {"stimulus": names, "split": side, "reason": reason, "n_train": train, "n_test": test}
     ).astype({"split": str, "reason": str})
@@ -243,7 +246,12 @@ def _grouped(presentations: pd.DataFrame) -> pd.DataFrame:
 
 
 def _remove_near(
-    names: list[str], side: np.ndarray, reason: np.ndarray, unit: Embeddings, threshold: float
+    names: list[str],
+    side: np.ndarray,
+    reason: np.ndarray,
+    unit: Embeddings,
+    threshold: float,
+    device: str,
 ) -> Any:
     """Step 3, in place; return the table of pairs."""
     import pandas as pd
@@ -251,7 +259,7 @@ def _remove_near(
     place = {name: i for i, name in enumerate(names)}
     tests, of_test = unit.take(name for name in names if side[place[name]] in ("test", "artificial"))
     trains, of_train = unit.take(name for name in names if side[place[name]] == "train")
-    first, second, value = pairs_above(of_test, of_train, threshold)
+    first, second, value = pairs_above(of_test, of_train, threshold, device=device)
     for i, j, similarity in zip(first, second, value, strict=True):
         at = place[trains[j]]
         side[at], reason[at] = "excluded", f"similar to test stimulus {tests[i]} ({similarity:.4f})"
