@@ -268,6 +268,41 @@ def test_bold_on_its_own_grid_comes_by_the_transform_of_its_run(carried, data, h
 
 
 @pytest.mark.end_to_end
+def test_a_freesurfer_folder_gives_what_gifti_surfaces_give(carried, data, home, tmp_path, monkeypatch):
+    from nibabel import freesurfer
+
+    monkeypatch.setenv("TEMPLATEFLOW_HOME", str(home))
+    own, centre = tmp_path / "ds", np.array([2.0, -3.0, 11.0])
+    shutil.copytree(data, own)
+    surf = tmp_path / "subjects" / "sub-01" / "surf"
+    surf.mkdir(parents=True)
+    info = {"head": np.array([2, 0, 20], np.int32), "valid": "1  # volume info valid", "filename": "orig.mgz"}
+    info |= {"volume": np.array([256, 256, 256]), "voxelsize": np.ones(3), "cras": centre}
+    info |= {"xras": np.array([-1.0, 0, 0]), "yras": np.array([0, 0, -1.0]), "zras": np.array([0, 1.0, 0])}
+    names = {"white": "white", "pial": "pial", "sphere": "sphere", "desc-reg_sphere": "sphere.reg"}
+    for path in sorted(own.rglob("*.surf.gii")):
+        hemi, _, name = path.name.removeprefix("sub-01_hemi-").removesuffix(".surf.gii").partition("_")
+        if name in names:
+            points, triangles = read_surface(path)
+            shift = 0 if "sphere" in name else centre
+            target = surf / f"{hemi.lower()}h.{names[name]}"
+            freesurfer.write_geometry(target, points - shift, triangles, volume_info=info)
+        path.unlink()
+    argv = (own, tmp_path / "out", "participant", "-w", tmp_path / "w", *COMMON, "--output-spaces")
+    assert run(*argv, "fsLR:den-32k", "--dry-run") == 66
+    prep = own / "derivatives" / "fmriprep"
+    folders = ("-d", f"fmriprep={prep}", f"freesurfer={tmp_path / 'subjects'}")
+    assert run(*argv, "fsLR:den-32k", *folders) == 0
+    first, second = (
+        gifti(o / "sub-01" / "func", "space-fsLR_den-32k", "R") for o in (carried, tmp_path / "out")
+    )
+    sure = expected_quarter(ball(32492)[0], "R") >= 0
+    np.testing.assert_allclose(first[sure], second[sure], rtol=1e-4, atol=1e-4)
+    sidecar = next((tmp_path / "out").rglob(f"*hemi-L*{TYPE_B}.json"))
+    assert "bids:freesurfer:sub-01/surf/lh.sphere.reg" in json.loads(sidecar.read_text())["Sources"]
+
+
+@pytest.mark.end_to_end
 def test_the_subcortex_comes_from_volumes_in_template_space(carried, data, home, tmp_path, monkeypatch):
     templates_there = tmp_path / "templates"
     shutil.copytree(home, templates_there)
