@@ -241,15 +241,20 @@ def make_sites(root: Path, n_vertices: int = 400, n_images: int = 12) -> dict[st
     return {study.name: make_study(root / "bids", study, n_vertices) for study in every}
 
 
-def run_participants(root: Path, folders: dict[str, Path], *more: str) -> dict[str, Path]:
-    """Run the participant level of each study in both spaces; return the output folders."""
+SPACES = ("fsLR:den-91k", "fsaverage:den-10k")
+
+
+def run_participants(
+    root: Path, folders: dict[str, Path], *more: str, spaces: tuple[str, ...] = SPACES
+) -> dict[str, Path]:
+    """Run the participant level of each study; return the output folders."""
     from conform_app.cli import main
 
     outputs = {}
     for name, folder in folders.items():
         out = outputs[name] = root / "results" / name
         argv = [folder, out, "participant", "--skip-bids-validation", "--sloppy", "-w", root / "work" / name]
-        argv += ["--output-spaces", "fsLR:den-91k", "fsaverage:den-10k", "--stim-column", "stim_file"]
+        argv += ["--output-spaces", *spaces, "--stim-column", "stim_file"]
         code = main([*map(str, argv), *OPTIONS[name], *more])
         if code:
             raise SystemExit(f"the participant level of {name} ended with exit code {code}")

@@ -15,6 +15,8 @@ from conform_app.errors import UsageError
 from conform_app.settings import EventSettings
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from conform_app.bids.trials import TrialTable
 
 
@@ -60,7 +62,9 @@ def drop_immediate_repeats(rows: EventRows, kept: EventRows, column: str) -> Eve
     return EventRows(kept.path, kept.table[new], kept.n_read)
 
 
-def own_split(table: TrialTable, task: str, settings: EventSettings) -> TrialTable:
+def own_split(
+    table: TrialTable, task: str, settings: EventSettings, events: Sequence[pd.DataFrame] = ()
+) -> TrialTable:
     """Fill the column `split` of a trial table from the queries that tell the dataset's own split.
 
     Parameters
@@ -69,6 +73,8 @@ def own_split(table: TrialTable, task: str, settings: EventSettings) -> TrialTab
     task : str
     settings : EventSettings
         ``test_trials`` and ``artificial_trials``; with neither the table is returned as it is.
+    events : sequence of DataFrame, optional
+        Each run's rows of the events files, a row a trial: queries may use their columns too.
 
     Raises
     ------
@@ -80,18 +86,23 @@ def own_split(table: TrialTable, task: str, settings: EventSettings) -> TrialTab
     split = np.full(len(table), "train", dtype=object)
     for label, query in (("test", settings.test_trials), ("artificial", settings.artificial_trials)):
         if query is not None:
-            split[_matches(table, task, query, label)] = label
+            split[_matches(table, task, query, label, events)] = label
     return replace(table, split=tuple(split))
 
 
-def _matches(table: TrialTable, task: str, query: str, label: str) -> np.ndarray:
+def _matches(
+    table: TrialTable, task: str, query: str, label: str, events: Sequence[pd.DataFrame]
+) -> np.ndarray:
     import pandas as pd
 
     frame = table.to_frame()
+    rows = pd.concat(events, ignore_index=True) if len(events) else pd.DataFrame(index=frame.index)
+    own = [name for name in rows.columns if name not in frame]
+    frame[own] = rows[own].astype(object)
     frame["session"] = [table.session_labels[s] if table.session_labels else "n/a" for s in table.session]
     frame["task"] = task
     frame["n_trials"] = table.n_repeats[table.condition]
-    for name in ("run", "session", "trial_type", "stim_id"):
+    for name in ("run", "session", "trial_type", "stim_id", *own):
         numbers = pd.to_numeric(frame[name], errors="coerce")
         frame[name] = numbers if numbers.notna().all() else frame[name].astype(object)
     where = f"--{label}-trials {query!r}"
@@ -102,6 +113,9 @@ def _matches(table: TrialTable, task: str, query: str, label: str) -> np.ndarray
         hit = frame.eval(query, engine="python")
     except (NameError, SyntaxError, TypeError, ValueError, KeyError, AttributeError) as error:
         raise UsageError(f"{where}: {error}.", remedy) from error
-    if getattr(hit, "shape", None) != (len(frame),) or hit.dtype != bool:
+    if getattr(hit, "shape", None) != (len(frame),):
         raise UsageError(f"{where} is not a condition on trials.", remedy)
-    return hit.to_numpy()
+    verdicts = [bool(value) if value == value and value is not None else False for value in hit.tolist()]
+    if not all(isinstance(value, (bool, np.bool_, float)) or value is None for value in hit.tolist()):
+        raise UsageError(f"{where} is not a condition on trials.", remedy)
+    return np.array(verdicts, dtype=bool)

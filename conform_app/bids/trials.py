@@ -219,7 +219,10 @@ def build_trials(
         warnings.append(
             f"Trials are {np.median(gaps):.1f} s apart (median), too close to tell apart well{hint}."
         )
-    return own_split(_table(fit, per_run, column, warnings), fit.task, settings)
+    table = _table(fit, per_run, column, warnings)
+    lines = [[trial.line for trial in trials] for trials in per_run]
+    events = [rows.table.loc[own] for rows, own in zip(tables, lines, strict=True)]
+    return own_split(table, fit.task, settings, events)
 
 
 def _table(fit: Fit, per_run: Sequence[Sequence[_Trial]], column: str, warnings: Sequence[str]) -> TrialTable:

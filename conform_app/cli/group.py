@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from conform_app import __version__
 from conform_app.cli.resources import default_work_dir, resolve_resources
 from conform_app.cli.session import LOGGER, Session, conclude, replace_text
-from conform_app.errors import ConformError, NothingSelectedError, UsageError
+from conform_app.errors import ConformError, DataError, NothingSelectedError, UsageError
 from conform_app.settings import Settings, to_toml
 
 if TYPE_CHECKING:
@@ -63,10 +64,24 @@ def run_group(session: Session) -> int:
         LOGGER.info("%s: %s", done["key"], done["state"])
         if done["state"] == "failed":
             note = {name: done[name] for name in ("exit_code", "message", "remedy")}
-            session.notes.append({**note, "fit": done["key"], "subject": "", "step": "merging"})
+            named = str(done["message"]).startswith(done["key"])
+            note["fit"] = "" if named else done["key"]
+            session.notes.append({**note, "subject": "", "step": "merging"})
     if settings.group.merge_step != "participants" and not any(n["step"] == "seal" for n in session.notes):
         _finish(session, job)
-    return conclude(session, sum(done["state"] != "failed" for done in summaries))
+    if not found.pool.merged and not session.notes:
+        raise DataError(
+            f"No betas could be pooled: {_why_nobody(found)}.",
+            "Tables of trials, stimuli and methodology are merged; group.html says more.",
+        )
+    unsealed = any(note["step"] == "seal" for note in session.notes)
+    return conclude(session, 0 if unsealed else sum(done["state"] != "failed" for done in summaries))
+
+
+def _why_nobody(found: Survey) -> str:
+    """The reason that most participants share."""
+    reasons = [reason for member in found.pool.members for reason in member.reasons[:1]]
+    return Counter(reasons).most_common(1)[0][0] if reasons else "nobody is compatible with the collection"
 
 
 def _job(settings: Settings) -> GroupJob:
@@ -128,7 +143,7 @@ def _remove(settings: Settings, found: Survey) -> None:
 
 def _plans(settings: Settings, job: GroupJob, found: Survey, work_dir: Path) -> list[ParticipantPlan]:
     """Plans of the participants of this call."""
-    from conform_app.collect.job import plan_participants
+    from conform_app.collect.job import names_of, plan_participants
 
     if settings.group.merge_step == "seal":
         return []
@@ -136,12 +151,11 @@ def _plans(settings: Settings, job: GroupJob, found: Survey, work_dir: Path) -> 
     folder = work_dir / "group-plans"
     plans = plan_participants(job, found, folder, wanted=labels, replace=settings.run.overwrite)
     plans = [plan for plan in plans if plan.key not in settings.group.remove_participant]
-    known = {m.participant.label for m in found.pool.members} | {m.key for m in found.pool.members}
+    known = set().union(*(names_of(member.key) for member in found.pool.members))
     unknown = [label for label in labels if label not in known]
     if unknown:
-        raise NothingSelectedError(
-            f"There is no participant {unknown[0]}.", f"There are {', '.join(sorted(known))}."
-        )
+        there = ", ".join(member.key for member in found.pool.members)
+        raise NothingSelectedError(f"There is no participant {unknown[0]}.", f"There are {there}.")
     return plans
 
 
@@ -178,7 +192,7 @@ def _execute(
         stop_on_first_crash=settings.resources.stop_on_first_crash,
         verbose=settings.run.verbose,
     )
-    session.notes += [{**note, "step": "seal"} for note in notes]
+    session.notes += [{"remedy": "", **note, "fit": "", "step": "seal"} for note in notes]
     files = [
         folder / workflow.name / f"merge_{plan.key.replace('-', '_')}" / "summary.json" for plan in plans
     ]

@@ -8,7 +8,7 @@ processes and on different machines, and the last one sees what is there when it
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -105,14 +105,20 @@ def _reference(root: Path, settings: GroupSettings) -> dict[str, Any] | None:
 
 
 def plan_participants(
-    job: GroupJob, found: Survey, folder: Path, *, wanted: Sequence[str] = (), replace: bool = False
+    job: GroupJob, found: Survey, folder: Path, *, wanted: Collection[str] = (), replace: bool = False
 ) -> list[ParticipantPlan]:
-    """Write the plans of the participants to merge, of these labels only where some are named."""
+    """Write the plans of the participants to merge; return those wanted (all, where none is named)."""
+    wanted = set(wanted)
     if found.store is None:
         return []
     folder.mkdir(parents=True, exist_ok=True)
     plans = make_plans(found.pool, found.gathered, job.group, found.store, folder, replace=replace)
-    return [plan for plan in plans if not wanted or plan.label in wanted or plan.key in wanted]
+    return [plan for plan in plans if not wanted or wanted & names_of(plan.key)]
+
+
+def names_of(key: str) -> set[str]:
+    """What a participant may be called: ``01``, ``01_NSD`` or ``sub-01_NSD``."""
+    return {key, key.removeprefix("sub-"), key.removeprefix("sub-").rpartition("_")[0]}
 
 
 def write_job(job: GroupJob, path: Path) -> Path:

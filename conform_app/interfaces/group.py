@@ -13,6 +13,7 @@ from nipype.interfaces.base import (
     InputMultiObject,
     SimpleInterface,
     TraitedSpec,
+    traits,
 )
 
 from conform_app.errors import ConformError
@@ -64,6 +65,7 @@ class SealInputSpec(BaseInterfaceInputSpec):
 
     summaries = InputMultiObject(File(exists=True), desc="of the participants' steps")
     job_file = File(exists=True, mandatory=True, desc="what to collect (JSON)")
+    log_dir = traits.Str(nohash=True, desc="folder for the note of a failure")
 
 
 class SealCollection(SimpleInterface):
@@ -79,5 +81,18 @@ class SealCollection(SimpleInterface):
         summaries = [
             json.loads(Path(path).read_text(encoding="utf-8")) for path in self.inputs.summaries or ()
         ]
-        self._results["out_file"] = str(seal_job(read_job(Path(self.inputs.job_file)), summaries))
+        try:
+            out = seal_job(read_job(Path(self.inputs.job_file)), summaries)
+        except ConformError as error:
+            note = {
+                "exit_code": error.exit_code,
+                "message": error.message,
+                "remedy": error.remedy,
+                "subject": "",
+            }
+            if self.inputs.log_dir:
+                path = Path(self.inputs.log_dir) / "error-seal.json"
+                path.write_text(json.dumps(note, indent=2) + "\n", encoding="utf-8")
+            raise
+        self._results["out_file"] = str(out)
         return runtime

@@ -299,6 +299,13 @@ def similarity(data: GroupData, book: _Book) -> Part:
             + (f" ({' and '.join(audit['pair'])})" if audit.get("pair") else "")
             + f"; before near-duplicates were dropped it was {before:.4f}."
         )
+    stimuli = data.tables["stimuli"]
+    gone = stimuli[(stimuli["split"] == "excluded") & stimuli["similarity"].notna()]
+    gone = gone.sort_values("similarity", ascending=False)
+    rows = [(r.names, str(r.nearest_test), f"{r.similarity:.4f}") for r in gone.itertuples()]
+    if rows:
+        head = ("Dropped from train", "Resembles the test stimulus", "Similarity")
+        part.tables.append(_cut(Table("Near-duplicates", head, rows, frozenset({2}))))
     table = data.tables["audit"]
     if len(table):
         rows = [

@@ -58,7 +58,7 @@ def init_group_wf(
         nodes.append(node)
     workflow.add_nodes(nodes)
     if seal:
-        last = Node(SealCollection(job_file=str(job_file)), name="seal", mem_gb=1.0)
+        last = Node(SealCollection(job_file=str(job_file), log_dir=str(log_dir)), name="seal", mem_gb=1.0)
         workflow.add_nodes([last])
         if nodes:
             every = Node(Merge(len(nodes)), name="every", run_without_submitting=True)

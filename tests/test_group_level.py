@@ -1,0 +1,388 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The group level as its user runs it: six participants of three studies, from their outputs alone."""
+
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import pytest
+from group_sites import NAMES, copy_of, edit_record, group, prepare, state, store, table
+
+from conform_app.cli import main
+
+pytestmark = pytest.mark.end_to_end
+pytest.importorskip("zarr")
+
+REPO = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def sites(tmp_path_factory):
+    return prepare(tmp_path_factory.mktemp("sites"))
+
+
+@pytest.fixture(scope="module")
+def merged(sites, tmp_path_factory):
+    """The group level over all three studies, run once."""
+    out = tmp_path_factory.mktemp("merged") / "out"
+    assert group(sites, sites, out, "--export-hdf5") == 0
+    return out
+
+
+def files_of(folder):
+    return {
+        p.relative_to(folder): (p.stat().st_mtime_ns, p.read_bytes())
+        for p in folder.rglob("*")
+        if p.is_file()
+    }
+
+
+def test_everybody_is_merged_and_the_betas_are_those_of_the_participants(sites, merged):
+    from conform_app.mosaic.collection import Collection
+
+    assert {v[:2] for v in state(merged).values()} == {("compatible", "true")}
+    collection = Collection.open(store(merged))
+    assert len(collection.participants) == 6
+    func = sites / "results" / "Alpha" / "sub-01" / "ses-b" / "func"
+    stem = "sub-01_ses-b_task-x"
+    image = nib.load(func / f"{stem}_space-fsLR_den-91k_stat-effect_desc-typeD_statmap.dscalar.nii")
+    trials = pd.read_csv(func / f"{stem}_trials.tsv", sep="\t")
+    betas = image.get_fdata()
+    train = betas[trials["split"] == "train"]
+    expected = (betas - train.mean(axis=0)) / train.std(axis=0, ddof=1)
+    rows = collection.select("sub-01_Alpha", session="b")
+    np.testing.assert_allclose(collection.betas("sub-01_Alpha", rows), expected, rtol=1e-4, atol=1e-4)
+    names = collection.trials("sub-01_Alpha").iloc[rows]["name"].tolist()
+    assert names == trials["stim_id"].tolist()
+
+
+def test_denoised_averages_are_pooled_over_fits_by_trials(sites, merged):
+    from conform_app.mosaic.collection import Collection
+
+    names, values = Collection.open(store(merged)).averages("sub-02_Alpha")
+    sums, weights = np.zeros(values.shape), np.zeros(len(names))
+    for session in "ab":
+        func = sites / "results" / "Alpha" / "sub-02" / f"ses-{session}" / "func"
+        stem = f"sub-02_ses-{session}_task-x"
+        image = nib.load(func / f"{stem}_space-fsLR_den-91k_stat-effect_desc-psn_statmap.dscalar.nii")
+        conditions = pd.read_csv(func / f"{stem}_conditions.tsv", sep="\t")
+        for row, (stim, n) in enumerate(zip(conditions["stim_id"], conditions["n_trials"], strict=True)):
+            place = names.tolist().index(stim)
+            sums[place] += n * image.dataobj[row]
+            weights[place] += n
+    np.testing.assert_allclose(values, sums / weights[:, None], rtol=1e-4, atol=1e-5)
+
+
+def test_one_stimulus_under_several_names_and_no_leak(merged):
+    stimuli = table(merged, "stimuli").set_index("stimulus")
+    assert stimuli.loc["alpha00.png", "names"] == "Alpha/alpha00.png, Gamma/g1.png"  # equal files
+    assert stimuli.loc["shared00.png", "datasets"] == "Alpha, Beta"  # one name
+    assert set(stimuli.loc[["shared00.png", "shared01.png"], "split"]) == {"test"}  # more test trials
+    assert stimuli.loc["beta-near.png", "split"] == "excluded"
+    trials = table(merged, "trials")
+    sides = trials[trials["split"].isin(["train", "test"])].groupby("stimulus")["split"].nunique()
+    assert sides.max() == 1
+    summary = json.loads((merged / "group" / "desc-mosaic_summary.json").read_text())
+    assert summary["audit"]["max_similarity"] <= 0.8196 < summary["audit"]["max_similarity_before"]
+    split = json.loads((merged / "group" / "desc-mosaic_split.json").read_text())
+    assert {len(row) for row in split["train_naturalistic"]} == {1}
+
+
+def test_a_study_without_a_split_gets_one_that_all_its_participants_share(merged):
+    trials = table(merged, "trials")
+    own = trials[trials["dataset"] == "Gamma"].groupby("name")["phase"].nunique()
+    assert own.max() == 1
+    assert set(trials[trials["dataset"] == "Gamma"]["phase"]) == {"train", "test"}
+
+
+def test_methodology_says_what_is_known_and_what_is_missing(merged):
+    rows = table(merged, "methodology").set_index(["participant", "session"])
+    alpha, gamma = rows.loc[("sub-01_Alpha", "a")], rows.loc[("sub-02_Gamma", "n/a")]
+    assert (alpha["MagneticFieldStrength"], alpha["RepetitionTime"], alpha["VisualAngle"]) == (
+        "7",
+        "1.6",
+        "8.4",
+    )
+    assert (alpha["MultibandAccelerationFactor"], alpha["SliceTiming"]) == ("3", "interleaved")
+    assert alpha["VoxelSize"] == "1.8 x 1.8 x 1.8"
+    assert alpha["missing_required"] == "n/a"
+    assert "EchoTime" in gamma["missing_required"]
+    assert float(gamma["complete_required"]) < float(alpha["complete_required"]) == 1
+    missing = table(merged, "missing").set_index("field")
+    assert missing.loc["EchoTime", "datasets"] == "Gamma"
+    variance = table(merged, "variance").set_index(["outcome", "field"])
+    assert variance.loc[("beta scale", "dataset"), "df_residual"] == "3"
+    assert variance.loc[("beta scale", "VoxelSize"), "note"].startswith("no degree of freedom")
+
+
+def test_report_shows_every_figure_it_names(merged):
+    page = (merged / "group.html").read_text()
+    for path in (merged / "group" / "figures").iterdir():
+        assert path.name in page
+    for word in ("beta-near.png", "SliceTiming", "sub-01_Alpha", ".zarr"):
+        assert word in page
+    before = (merged / "group.html").read_bytes()
+    assert main([str(merged.parent / "x"), str(merged), "group", "--reports-only"]) == 0
+    after = (merged / "group.html").read_bytes()
+    assert len(after) == len(before)
+
+
+def test_outputs_are_named_in_the_table(merged):
+    from fnmatch import fnmatch
+
+    from conform_app.bids.naming import group_name, group_products
+
+    names = [group_name(key, "fsLR:den-91k") for key in group_products()]
+    found = [
+        p.relative_to(merged).as_posix()
+        for p in (merged / "group").iterdir()
+        if p.suffix in (".tsv", ".zarr")
+    ]
+    assert {n for n in names if n.endswith((".tsv", ".zarr"))} == set(found)
+    hdf5 = [p.relative_to(merged).as_posix() for p in (merged / "group" / "hdf5").iterdir()]
+    assert len(hdf5) == 6
+    assert all(fnmatch(name, group_name("hdf5")) for name in hdf5)
+
+
+def test_the_folder_is_valid_bids(merged, validate):
+    assert validate(merged) == []
+
+
+def test_running_again_changes_nothing(sites, merged, capsys):
+    before = files_of(store(merged))
+    assert group(sites, sites, merged) == 0
+    assert "sub-01_Alpha: unchanged" in capsys.readouterr().err
+    assert files_of(store(merged)) == before
+
+
+def test_a_study_added_later_leaves_the_others_as_they_are(sites, tmp_path):
+    out = tmp_path / "out"
+    assert group(sites, sites, out, names=NAMES[:2]) == 0
+    before = files_of(store(out) / "participants")
+    assert group(sites, sites, out) == 0
+    after = files_of(store(out) / "participants")
+    assert {name: after[name] for name in before} == before
+    assert len(state(out)) == 6
+    manifest = json.loads((store(out) / "manifest.json").read_text())
+    assert manifest["version"] == 2
+    assert manifest["history"][1]["added"] == ["sub-01_Gamma", "sub-02_Gamma"]
+
+
+def test_one_job_a_participant_and_a_last_one_that_seals(sites, merged, tmp_path):
+    """Jobs at once, each a process of its own, then the seal: as one call."""
+    out = tmp_path / "out"
+    common = [sys.executable, "-m", "conform_app", str(tmp_path / "none"), str(out), "group", "--nprocs", "1"]
+    common += ["-w", str(tmp_path / "work"), "-d"]
+    common += [f"conform_{name}={sites / 'results' / name}" for name in NAMES]
+    common += ["--stimuli", *(f"{name}={sites / 'bids' / name / 'stimuli'}" for name in NAMES)]
+    common += ["--features", str(sites / "features.npz"), "--merge-step"]
+
+    def job(key):
+        env = os.environ | {"PYTHONPATH": str(REPO)}
+        command = [*common, "participants", "--participant-label", key]
+        return subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+
+    keys = ["sub-01_Alpha", "sub-02_Alpha", "sub-01_Beta", "02"]
+    with ThreadPoolExecutor(2) as pool:
+        done = list(pool.map(job, keys))
+    assert [d.returncode for d in done] == [0] * 4, [d.stderr for d in done]
+    assert not (store(out) / "manifest.json").exists()
+    assert main([*common[3:], "seal"]) == 0
+    assert {k for k, v in state(out).items() if v[1] == "true"} == set(state(merged)) - {"sub-01_Gamma"}
+    for key in ("sub-01_Alpha", "sub-02_Gamma"):
+        one, other = (store(o) / "participants" / key / "betas" for o in (out, merged))
+        names = [p.relative_to(one) for p in one.rglob("*") if p.is_file()]
+        assert names
+        assert all((one / name).read_bytes() == (other / name).read_bytes() for name in names)
+
+
+def test_other_space_is_refused_with_the_reason(sites, tmp_path):
+    out = tmp_path / "out"
+    assert group(sites, sites, out, "--pool-space", "fsaverage") == 0
+    found = state(out)
+    assert found["sub-01_Gamma"][:2] == ("compatible", "true")
+    assert found["sub-01_Alpha"] == (
+        "refused", "false", "its betas are in fsLR:den-91k, the collection is in fsaverage:den-10k",
+    )  # fmt: skip
+    assert len(table(out, "trials")["participant"].unique()) == 6, "tables are merged all the same"
+
+
+def test_made_another_way_is_compliant_and_merged_on_request_only(sites, tmp_path, capsys):
+    results = copy_of(sites, tmp_path)
+
+    def older(record):
+        record["software"]["CONFORM"] = "0.0.3"
+        record["settings"]["model"]["n_pcs"] = 5
+
+    edit_record(results, "Beta", "02", older)
+    assert group(sites, results, tmp_path / "a") == 0
+    status, there, reason = state(tmp_path / "a")["sub-02_Beta"]
+    assert (status, there) == ("compliant", "false")
+    assert "CONFORM 0.0, the others" in reason
+    assert "n_pcs is 5" in reason
+    assert "sub-02_Beta is compliant" in capsys.readouterr().err
+    assert group(sites, results, tmp_path / "b", "--pool", "compliant") == 0
+    assert state(tmp_path / "b")["sub-02_Beta"][1] == "true"
+
+
+def test_dry_run_writes_nothing(sites, tmp_path, capsys):
+    assert group(sites, sites, tmp_path / "out", "--dry-run") == 0
+    assert "sub-02_Gamma" in capsys.readouterr().out
+    assert not list((tmp_path / "out").rglob("*.zarr"))
+
+
+# -- bad input ------------------------------------------------------------------------------------------
+
+
+def test_nothing_to_merge(tmp_path, capsys):
+    assert main([str(tmp_path / "x"), str(tmp_path / "out"), "group"]) == 66
+    assert "no finished participant output" in capsys.readouterr().err
+
+
+def test_participant_without_trial_table_or_with_another_length_is_refused_alone(sites, tmp_path):
+    results = copy_of(sites, tmp_path)
+    next((results / "results" / "Alpha" / "sub-01").rglob("*_trials.tsv")).unlink()
+    path = next((results / "results" / "Beta" / "sub-01").rglob("*_trials.tsv"))
+    path.write_text("\n".join(path.read_text().splitlines()[:-2]) + "\n")
+    out = tmp_path / "out"
+    assert group(sites, results, out) == 0
+    found = state(out)
+    assert "trial table is missing" in found["sub-01_Alpha"][2]
+    assert "34 maps" not in found["sub-01_Beta"][2]
+    assert "rows in the trial table" in found["sub-01_Beta"][2]
+    assert {k for k, v in found.items() if v[1] == "true"} == {
+        "sub-02_Alpha", "sub-02_Beta", "sub-01_Gamma", "sub-02_Gamma",
+    }  # fmt: skip
+
+
+def test_vertices_without_a_value_are_merged_and_on_record(sites, tmp_path):
+    from conform_app.mosaic.collection import Collection
+
+    results = copy_of(sites, tmp_path)
+    path = next((results / "results" / "Gamma" / "sub-01").rglob("*fsLR*desc-typeD_statmap.dscalar.nii"))
+    if "effect" not in path.name:
+        path = next(p for p in path.parent.glob("*fsLR*stat-effect_desc-typeD*.dscalar.nii"))
+    image = nib.load(path)
+    data = image.get_fdata().astype(np.float32)
+    data[:, 3] = np.nan
+    nib.save(nib.Cifti2Image(data, header=image.header), path)
+    assert group(sites, results, tmp_path / "out", names=("Gamma", "Alpha")) == 0
+    collection = Collection.open(store(tmp_path / "out"))
+    assert collection.record("sub-01_Gamma")["missing"]["vertices"] >= 1
+    assert 3 not in collection.valid_vertices()
+    assert np.isfinite(collection.betas("sub-01_Alpha")).all()
+
+
+def test_two_datasets_with_one_name(sites, tmp_path, capsys):
+    argv = ["x", str(tmp_path / "out"), "group", "-d", f"conform_A={sites / 'results' / 'Alpha'}"]
+    assert main([*argv, f"a={sites / 'results' / 'Beta'}"]) == 64
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "Two datasets are named" in said
+
+
+def test_another_dataset_under_a_name_that_is_taken_harms_nothing(sites, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert group(sites, sites, out, names=("Alpha",)) == 0
+    before = files_of(store(out) / "participants")
+    argv = ["x", str(out), "group", "-w", str(tmp_path / "w"), "--nprocs", "1"]
+    assert main([*argv, "-d", f"conform_Alpha={sites / 'results' / 'Gamma'}"]) != 0
+    assert "Alpha" in capsys.readouterr().err
+    assert files_of(store(out) / "participants") == before
+
+
+def test_one_name_with_different_content(sites, tmp_path, capsys):
+    stimuli = tmp_path / "stimuli"
+    shutil.copytree(sites / "bids" / "Beta" / "stimuli", stimuli)
+    (stimuli / "shared00.png").write_bytes(b"another picture")
+    more = ("--stimuli", f"Alpha={sites / 'bids' / 'Alpha' / 'stimuli'}", f"Beta={stimuli}")
+    out = tmp_path / "out"
+    code = group(sites, sites, out, *more, names=NAMES[:2], stimuli=False, features=False)
+    said = capsys.readouterr().err
+    assert code == 65
+    assert "shared00.png" in said
+    assert not (store(out) / "manifest.json").exists(), "nothing is sealed"
+    again = (*more, "--same-name", "separate")
+    assert group(sites, sites, out, *again, names=NAMES[:2], stimuli=False, features=False) == 0
+    assert "Beta/shared00.png" in set(table(out, "stimuli")["stimulus"])
+
+
+def test_half_written_participant_is_nobodys(sites, merged, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(merged, out)
+    folder = store(out) / "participants" / ".incoming-sub-09_Alpha-0000"
+    folder.mkdir()
+    (folder / ".lock").write_bytes(b"")
+    (folder / "trials.tsv").write_text("half")
+    assert group(sites, sites, out) == 0
+    assert not folder.exists()
+    assert "sub-09_Alpha" not in state(out)
+
+
+def test_disk_full_during_the_merge_harms_nothing(sites, merged, tmp_path):
+    """A limit on the size of files stands for a full disk: the large files cannot be written to the end."""
+    out = tmp_path / "out"
+    assert group(sites, sites, out, names=("Gamma",), stimuli=False, features=False) == 0
+    before = files_of(store(out) / "participants")
+    command = [sys.executable, "-m", "conform_app", "x", out, "group", "-w", tmp_path / "w", "--nprocs", "1"]
+    command += ["--merge-step", "participants", "-d"]
+    command += [f"conform_{name}={sites / 'results' / name}" for name in NAMES[:2]]
+    done = subprocess.run(
+        [str(word) for word in command],
+        env=os.environ | {"PYTHONPATH": str(REPO)},
+        capture_output=True,
+        text=True,
+        check=False,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000)),
+    )
+    assert done.returncode == 74, done.stderr
+    assert "sub-01_Alpha" in done.stderr
+    assert files_of(store(out) / "participants") == before
+    assert group(sites, sites, out, stimuli=False, features=False) == 0
+    assert len([v for v in state(out).values() if v[1] == "true"]) == 6
+
+
+def test_participant_whose_output_is_gone_stays_until_it_is_removed(sites, tmp_path):
+    results = copy_of(sites, tmp_path)
+    out = tmp_path / "out"
+    assert group(sites, results, out) == 0
+    shutil.rmtree(results / "results" / "Alpha" / "sub-02")
+    assert group(sites, results, out) == 0
+    assert state(out)["sub-02_Alpha"][1] == "true"
+    assert "sub-02_Alpha: in the collection, but not among" in (out / "group.html").read_text()
+    assert group(sites, results, out, "--remove-participant", "sub-02_Alpha") == 0
+    assert "sub-02_Alpha" not in state(out)
+    assert group(sites, results, out, "--remove-participant", "sub-77_Alpha") == 18
+
+
+def test_changed_participant_is_replaced_on_request_only(sites, tmp_path, capsys):
+    results = copy_of(sites, tmp_path)
+    out = tmp_path / "out"
+    assert group(sites, results, out) == 0
+    path = next((results / "results" / "Gamma" / "sub-02").rglob("*fsLR*stat-effect_desc-typeD*.dscalar.nii"))
+    os.utime(path, (1, 1))
+    before = files_of(store(out) / "participants")
+    assert group(sites, results, out) == 1
+    assert "--overwrite" in capsys.readouterr().err
+    assert files_of(store(out) / "participants") == before
+    assert group(sites, results, out, "--overwrite") == 0
+
+
+def test_measured_slice_has_no_space_to_share_and_its_tables_are_merged(haxby_run, tmp_path, capsys):
+    out = tmp_path / "out"
+    argv = ["x", str(out), "group", "-w", str(tmp_path / "w"), "-d", f"conform_Haxby={haxby_run}"]
+    assert main(argv) == 65
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "no space that participants could share" in said
+    assert state(out)["sub-01_Haxby"][0] == "refused"
+    assert len(table(out, "trials")) == 96
+    assert set(table(out, "stimuli")["stimulus"]) >= {"face", "house"}
+    assert not list(out.rglob("*.zarr"))
+    assert "No betas were pooled" in (out / "group.html").read_text()
