@@ -172,12 +172,13 @@ class Collection(CollectionReader):
 
     def names(self) -> pd.DataFrame:
         """Stimulus names of all participants, pending ones included, for `resolve_duplicates`."""
-        return growth.names(self.place, [self.record(key) for key in growth.present(self.root)])
+        records = [self.record(key) for key in growth.present(self.root)]
+        return growth.names(growth.read_all(self.place, records), records)
 
     def presentations(self, identity: Identity | None = None) -> pd.DataFrame:
         """Trials per stimulus, dataset, participant and phase, pending ones included, for `split_stimuli`."""
         records = [self.record(key) for key in growth.present(self.root)]
-        return growth.presentations(self.place, records, identity)
+        return growth.presentations(growth.read_all(self.place, records), records, identity)
 
     def seal(
         self,

@@ -171,13 +171,20 @@ def participants_table(records: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     return table[front + [column for column in table.columns if column not in front]]
 
 
-def names(place: Place, records: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+def read_all(place: Place, records: Sequence[Mapping[str, Any]]) -> dict[str, pd.DataFrame]:
+    """Of each participant's trials, the columns that identity and split need."""
+    need = ("name", "phase", "alias", "source", "sha256")
+    tables = {record["key"]: read_trials(place, record["key"]) for record in records}
+    return {key: table[[c for c in need if c in table.columns]] for key, table in tables.items()}
+
+
+def names(tables: Mapping[str, pd.DataFrame], records: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     """Stimulus names of these participants, one row each, for `resolve_duplicates`."""
     import pandas as pd
 
     parts = [pd.DataFrame({"dataset": [], "name": []}, dtype=str)]
     for record in records:
-        trials = read_trials(place, record["key"])
+        trials = tables[record["key"]]
         columns = [c for c in ("alias", "source", "sha256") if c in trials.columns]
         part = trials[["name", *columns]].astype(str)
         part.insert(0, "dataset", record["dataset"])
@@ -192,14 +199,14 @@ def names(place: Place, records: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
 
 
 def presentations(
-    place: Place, records: Sequence[Mapping[str, Any]], identity: Identity | None
+    tables: Mapping[str, pd.DataFrame], records: Sequence[Mapping[str, Any]], identity: Identity | None
 ) -> pd.DataFrame:
     """Trials per stimulus, dataset, participant and phase, for `split_stimuli`."""
     import pandas as pd
 
     parts = [pd.DataFrame({c: [] for c in ("stimulus", "dataset", "participant", "phase")}, dtype=str)]
     for record in records:
-        trials = read_trials(place, record["key"])[["name", "phase"]]
+        trials = tables[record["key"]]
         stimulus = trials["name"] if identity is None else identity.of(record["dataset"], trials["name"])
         part = pd.DataFrame({"stimulus": stimulus, "phase": trials["phase"]})
         part = part.groupby(["stimulus", "phase"], sort=False).size().rename("n_trials").reset_index()
@@ -228,15 +235,16 @@ def seal(
             raise DataError(f"{root} has no participants.", "Add some before sealing.")
         records = [load_json(place, f"{layout.PARTICIPANTS}/{key}/{layout.RECORD}") for key in keys]
         _whole(root, records)
+        trials = read_all(place, records)
         if identity is None:
             identity = resolve_duplicates(
-                names(place, records),
+                names(trials, records),
                 embeddings=options["embeddings"],
                 threshold=options["threshold"],
                 same_name=options["same_name"],
                 device=options["device"],
             )
-        shown = presentations(place, records, identity)
+        shown = presentations(trials, records, identity)
         if split is None:
             vectors = stimulus_embeddings(identity.stimuli["stimulus"], identity.names, options["embeddings"])
             artificial = identity.stimuli.loc[identity.stimuli["artificial"], "stimulus"]
