@@ -235,21 +235,26 @@ def _write_glm(
     more = load_arrays(glm_file, "noise_pool", "frac_value")
     if "noise_pool" in more:
         writer.image("noisepool", more["noise_pool"][valid].astype(np.uint8))
-        for number, run in enumerate(plan.runs):
-            key = f"pc_regressors_{number}"
-            regressors = load_arrays(glm_file, key).get(key)
-            if regressors is not None:
-                used = regressors[:, : regressors.shape[1] - 1]
-                columns = {f"noise_{i:02d}": used[:, i - 1] for i in range(1, used.shape[1] + 1)}
-                writer.table(
-                    "glmdenoise",
-                    columns,
-                    run=run.run,
-                    session=run.session,
-                    NumberOfComponentsUsed=meta["pcnum"],
-                )
     if "frac_value" in more:
         writer.image("fracridge", more["frac_value"][valid], glm_type="D")
+    _write_regressors(writer, glm_file, meta)
+
+
+def _write_regressors(writer: FitWriter, glm_file: Path, meta: Mapping[str, Any]) -> None:
+    """Per run: the design of its trials, and the noise regressors in their order."""
+    plan = writer.plan
+    for number, run in enumerate(plan.runs):
+        found = load_arrays(glm_file, f"design_{number}", f"pc_regressors_{number}")
+        labels = {"run": run.run, "session": run.session}
+        design = found[f"design_{number}"]
+        trials = np.flatnonzero(plan.run_of_trial == number) + 1
+        columns = {f"trial_{i:04d}": column for i, column in zip(trials, design.T, strict=True)}
+        writer.table("design", columns, **labels)
+        regressors = found.get(f"pc_regressors_{number}")
+        if regressors is not None:
+            used = regressors[:, : regressors.shape[1] - 1]  # the last one is never a candidate
+            columns = {f"noise_{i:02d}": column for i, column in enumerate(used.T, 1)}
+            writer.table("glmdenoise", columns, **labels, NumberOfComponentsUsed=meta["pcnum"])
 
 
 def _condition_means(plan: FitPlan, glm_file: Path, name: str, valid: np.ndarray) -> np.ndarray:
