@@ -20,7 +20,7 @@ REGISTRY_HOSTS = re.compile(
     r"\b(?:pypi\.org|pythonhosted\.org|download\.pytorch\.org|deb\.debian\.org|registry\.npmjs\.org|"
     r"docker\.io|ghcr\.io|quay\.io|conda\.anaconda\.org)".replace(r"\.", r"[.]")
 )
-BINARY = {".gz", ".png", ".npz", ".npy", ".h5", ".gii", ".nii", ".jpg", ".woff2", ".svg"}
+BINARY = {".gz", ".png", ".npz", ".npy", ".h5", ".hdf5", ".gii", ".nii", ".jpg", ".woff2", ".svg"}
 
 
 def tracked() -> list[Path]:
