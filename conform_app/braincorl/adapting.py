@@ -4,9 +4,9 @@ r"""Adapting to a new participant: context images and their betas -> encoding we
 Four estimators: ridge (the participant alone), prior (closed form), transformer, and *stacked*: for every
 voxel ``w = sum_m a_m w_m`` with ``a`` on the simplex over the estimators at hand and the voxel's mean response.
 The a are chosen by cross-validation within the context images: every estimator predicts held-out folds, which
-gives each voxel a likelihood over a grid of simplex points; the distribution of a over voxels is estimated by
-EM, and the voxel's a is its posterior mean.  With few images a voxel so follows what is best for the
-participant, with many its own evidence.
+gives each voxel a likelihood over a grid of simplex points.  To it is added the mean log likelihood of all
+voxels, ten times, and the voxel's a is the mean over the grid under the sum.  With few images a voxel so
+follows what is best for the participant, with many its own evidence.
 
 The predictive variance is the posterior's under the prior (under the isotropic one where there is none),
 times one factor per participant that makes it agree with the held-out errors.
@@ -21,13 +21,14 @@ from itertools import product
 import numpy as np
 
 from conform_app.braincorl.checks import check_betas, check_context_size, check_features, match_names
-from conform_app.braincorl.posterior import Posterior, mixing_weights
+from conform_app.braincorl.posterior import Posterior
 from conform_app.braincorl.prior import Prior, flat_prior, with_ones
 from conform_app.braincorl.ridge import fit_ridge, folds_of
 from conform_app.errors import UsageError
 
 METHODS = ("stacked", "transformer", "prior", "ridge")
 STEPS = 8  # simplex grid: shares in eighths
+POOLED = 10  # voxels' worth of evidence from all voxels together
 CALIBRATION = (0.25, 8.0)
 
 
@@ -148,8 +149,8 @@ def adapt(
         raise UsageError("Names are given for features or for betas only.", "Give both, or none.")
     if beta_names is not None:
         features = features[match_names(feature_names, beta_names)]
+    check_context_size(len(features), len(features))
     betas, valid = check_betas(betas, len(features))
-    check_context_size(len(features), betas.shape[1])
     y = betas[valid].astype(np.float64)
 
     def transformer(x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -172,7 +173,7 @@ def adapt(
         wanted = ["mean", "ridge"] + ["prior"] * (prior is not None) + ["transformer"] * (model is not None)
     parts = {m: posterior.weights() if m == "prior" else estimators[m](features, y) for m in wanted}
     held_out = {} if method == "transformer" else _held_out(features, y, estimators, wanted, n_folds, seed)
-    shares = _stack(held_out, y, seed) if method == "stacked" else {method: np.ones(len(y))}
+    shares = _stack(held_out, y) if method == "stacked" else {method: np.ones(len(y))}
     weights = sum(shares[m][:, None] * parts[m] for m in wanted)
     noise = posterior.noise_variance()
     calibration = 1.0
@@ -230,7 +231,7 @@ def _held_out(features, y, estimators, wanted, n_folds: int, seed: int) -> dict[
     return out
 
 
-def _stack(held_out: dict[str, np.ndarray], y: np.ndarray, seed: int) -> dict[str, np.ndarray]:
+def _stack(held_out: dict[str, np.ndarray], y: np.ndarray) -> dict[str, np.ndarray]:
     """Shares of the estimators for every voxel."""
     names = list(held_out)
     grid = np.array([g for g in product(range(STEPS + 1), repeat=len(names)) if sum(g) == STEPS]) / STEPS
@@ -240,10 +241,8 @@ def _stack(held_out: dict[str, np.ndarray], y: np.ndarray, seed: int) -> dict[st
     # Noise of a voxel: its loss at the point that is best for all voxels together.
     best = (loss / np.maximum(y.var(axis=1, keepdims=True), np.finfo(float).tiny)).sum(axis=0).argmin()
     log_likelihood = -0.5 * y.shape[1] * loss / np.maximum(loss[:, [best]], np.finfo(float).tiny)
-    few = log_likelihood
-    if len(y) > 4000:
-        few = log_likelihood[folds_of(len(y), -(-len(y) // 4000), seed)[0]]
-    share = np.exp(log_likelihood - log_likelihood.max(axis=1, keepdims=True)) * mixing_weights(few)
+    share = log_likelihood + POOLED * log_likelihood.mean(axis=0)
+    share = np.exp(share - share.max(axis=1, keepdims=True))
     share /= share.sum(axis=1, keepdims=True)
     return dict(zip(names, (share @ grid).T, strict=True))
 

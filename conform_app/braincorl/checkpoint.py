@@ -61,14 +61,18 @@ def load_model(path_or_state_dict: Any, preset: Any = None, *, device: str = "cp
     state = _plain_keys(state)
     not_tensors = [key for key, value in state.items() if not isinstance(value, torch.Tensor)]
     if not_tensors:
-        raise DataError(f"{name} holds something other than a tensor at {not_tensors[0]}.", "Give a state dict.")
+        raise DataError(
+            f"{name} holds something other than a tensor at {not_tensors[0]}.", "Give a state dict."
+        )
     sizes = as_sizes(preset) if preset is not None else _sizes_of(state, name, card)
     with torch.device("meta"):
         model = BraInCoRL(sizes)
     _check_state(state, model, name)
     for key, value in state.items():
         if not torch.isfinite(value).all():
-            raise DataError(f"{name}: {key} has values that are not finite.", "The training failed; use another.")
+            raise DataError(
+                f"{name}: {key} has values that are not finite.", "The training failed; use another."
+            )
     model.load_state_dict({key: value.float() for key, value in state.items()}, strict=True, assign=True)
     model.card = card
     return model.requires_grad_(False).eval().to(device)
@@ -79,7 +83,9 @@ def read_state_dict(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     import torch
 
     if not path.is_file():
-        raise NoInputError(f"There is no checkpoint {path}.", "Give the path of a .pth, .ckpt or .safetensors.")
+        raise NoInputError(
+            f"There is no checkpoint {path}.", "Give the path of a .pth, .ckpt or .safetensors."
+        )
     card: dict[str, Any] = {}
     if path.suffix == ".safetensors":
         from safetensors import SafetensorError, safe_open
@@ -89,7 +95,9 @@ def read_state_dict(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
                 state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
                 card = json.loads((file.metadata() or {}).get("card", "{}"))
         except (SafetensorError, OSError, json.JSONDecodeError) as error:
-            raise FileFaultError(f"{path} is not a whole safetensors file: {error}", "Fetch it again.") from error
+            raise FileFaultError(
+                f"{path} is not a whole safetensors file: {error}", "Fetch it again."
+            ) from error
         return state, card
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
@@ -99,7 +107,9 @@ def read_state_dict(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
             "If you trust it, save its state dict alone with torch.save or safetensors.",
         ) from error
     except (RuntimeError, EOFError, OSError, KeyError, ValueError) as error:
-        raise FileFaultError(f"{path} cannot be read as a torch checkpoint: {error}", "Fetch it again.") from error
+        raise FileFaultError(
+            f"{path} cannot be read as a torch checkpoint: {error}", "Fetch it again."
+        ) from error
     if isinstance(loaded, Mapping) and isinstance(loaded.get("state_dict"), Mapping):
         loaded = loaded["state_dict"]
     if not isinstance(loaded, Mapping) or not loaded:
@@ -134,7 +144,9 @@ def _sizes_of(state: dict[str, Any], name: str, card: dict[str, Any]) -> ModelSi
         block, features = state["early_layers.0.block.3.weight"].shape
         ffn = state["transformer.0.ffn.linear2.weight"].shape[1]
     except (KeyError, ValueError) as error:
-        raise DataError(f"{name} is not a BraInCoRL network: {error}.", "Give a checkpoint of one.") from error
+        raise DataError(
+            f"{name} is not a BraInCoRL network: {error}.", "Give a checkpoint of one."
+        ) from error
     layers = len({key.split(".")[1] for key in state if key.startswith("transformer.")})
     n_blocks = len({key.split(".")[1] for key in state if key.startswith("early_layers.")})
     sizes = ModelSizes(features - 1, width, layers, ffn, registers, 1, block, n_blocks)

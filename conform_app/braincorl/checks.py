@@ -45,7 +45,9 @@ def check_features(features, n_features: int | None = None, *, what: str = "Feat
     features = features.astype(np.float32, copy=False)
     bad = np.flatnonzero(~np.isfinite(features).all(axis=1))
     if bad.size:
-        raise DataError(f"{what} of image {bad[0]} are not finite ({bad.size} images).", "Extract them again.")
+        raise DataError(
+            f"{what} of image {bad[0]} are not finite ({bad.size} images).", "Extract them again."
+        )
     length = np.linalg.norm(features.astype(np.float64), axis=1)
     bad = np.flatnonzero(np.abs(length - 1) > UNIT)
     if bad.size:
@@ -92,7 +94,9 @@ def check_betas(betas, n_images: int, *, what: str = "Betas") -> tuple[np.ndarra
     betas = betas.astype(np.float32, copy=False)
     valid = np.isfinite(betas).all(axis=1) & (np.ptp(betas, axis=1) > 0)
     if not valid.any():
-        raise DataError(f"{what}: every voxel is constant or not finite.", "Check what the betas were made from.")
+        raise DataError(
+            f"{what}: every voxel is constant or not finite.", "Check what the betas were made from."
+        )
     return betas, valid
 
 

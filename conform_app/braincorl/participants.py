@@ -82,7 +82,8 @@ def as_participants(source: Any) -> list[Participant]:
     widths = {p.features.shape[1] for p in found}
     if len(widths) > 1:
         raise DataError(
-            f"Participants have features of {sorted(widths)} dimensions.", "Use one feature extractor for all."
+            f"Participants have features of {sorted(widths)} dimensions.",
+            "Use one feature extractor for all.",
         )
     return found
 

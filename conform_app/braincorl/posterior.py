@@ -55,7 +55,9 @@ class Rotation:
         keep = q > 1e-10 * q[0]
         return cls(mean, root, u[:, keep], q[keep], vt[keep].T, x @ mean)
 
-    def forms(self, y: np.ndarray, noise: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    def forms(
+        self, y: np.ndarray, noise: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """A and B ``(n_voxels, n_noise)``, C and the log determinant ``(n_noise,)`` at scale 1."""
         ry, rm = y @ self.u, self.signal @ self.u
         inverse = 1 / (self.q[:, None] ** 2 + noise)  # (r, n_noise)

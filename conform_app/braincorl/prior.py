@@ -81,7 +81,9 @@ class Prior:
         path = Path(path)
         part = path.with_name(f".{path.name}.part")
         arrays = {k: np.ascontiguousarray(getattr(self, k), np.float32) for k in ARRAYS}
-        save_file(arrays, part, metadata={"card": json.dumps({**self.card, "model": "Prior"}, sort_keys=True)})
+        save_file(
+            arrays, part, metadata={"card": json.dumps({**self.card, "model": "Prior"}, sort_keys=True)}
+        )
         part.replace(path)
         return path
 
@@ -164,12 +166,15 @@ def _check_weights(several: Sequence[np.ndarray]) -> np.ndarray:
     widths = {w.shape[1] if w.ndim == 2 else None for w in several}
     if len(widths) != 1 or None in widths:
         raise DataError(
-            f"Weights have shapes {[w.shape for w in several]}.", "Give (voxels, features + 1) per participant."
+            f"Weights have shapes {[w.shape for w in several]}.",
+            "Give (voxels, features + 1) per participant.",
         )
     weights = np.concatenate(several)
     weights = weights[np.isfinite(weights).all(axis=1) & (np.abs(weights[:, :-1]).max(axis=1) > 0)]
     if len(weights) < 2:
-        raise DataError("Fewer than two voxels have weights that are finite and not zero.", "Give more voxels.")
+        raise DataError(
+            "Fewer than two voxels have weights that are finite and not zero.", "Give more voxels."
+        )
     return weights
 
 
@@ -291,4 +296,3 @@ def _em_step(prior: Prior, data: list[tuple[np.ndarray, np.ndarray]], seed: int)
     means = first / sums[:, None]
     scatter = second - sums[:, None, None] * means[:, :, None] * means[:, None, :]
     return _assemble(means, (scatter + scatter.transpose(0, 2, 1)) / 2, sums)
-

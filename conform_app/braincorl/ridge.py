@@ -81,7 +81,9 @@ def fit_five_fold_ridge(
     y = np.asarray(betas, np.float64)
     size = len(x) // n_folds
     if size < 2:
-        raise DataError(f"{len(x)} images are too few for {n_folds} folds of two.", "Give more context images.")
+        raise DataError(
+            f"{len(x)} images are too few for {n_folds} folds of two.", "Give more context images."
+        )
     penalties = np.asarray(penalties, np.float64)
     score = np.zeros((len(penalties), len(y)))
     fits = np.zeros((len(penalties), len(y), x.shape[1]))

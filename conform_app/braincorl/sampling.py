@@ -111,7 +111,9 @@ def split_voxels(
         order = np.random.default_rng([seed, number]).permutation(len(person.voxels))
         n = max(1, round(held_out * len(order)))
         if n >= len(order):
-            raise DataError(f"{person.name} has {len(order)} voxels, too few to hold some out.", "Leave it out.")
+            raise DataError(
+                f"{person.name} has {len(order)} voxels, too few to hold some out.", "Leave it out."
+            )
         validation.append(np.sort(order[:n]))
         train.append(np.sort(order[n:]))
     return train, validation
@@ -129,6 +131,4 @@ def _images(rng: np.random.Generator, n_images: int, n_voxels: int, n_needed: in
 
 def _batch(features: np.ndarray, betas: np.ndarray, n_context: int) -> Batch:
     features, betas = np.ascontiguousarray(features, np.float32), np.ascontiguousarray(betas, np.float32)
-    return Batch(
-        features[:, :n_context], betas[:, :n_context], features[:, n_context:], betas[:, n_context:]
-    )
+    return Batch(features[:, :n_context], betas[:, :n_context], features[:, n_context:], betas[:, n_context:])

@@ -162,7 +162,9 @@ def train(
         )
     if any(stage.batch % n_processes for stage in settings.stages):
         raise UsageError(f"Batches do not divide by {n_processes} processes.", "Change batch or processes.")
-    run = _Run(people, sizes, folder, settings, prior, start, torch.device(device), rank, n_processes, progress)
+    run = _Run(
+        people, sizes, folder, settings, prior, start, torch.device(device), rank, n_processes, progress
+    )
     return run.go()
 
 
@@ -186,9 +188,16 @@ class _Run:
             "settings": asdict(settings),
             "data_digest": _digest(people),
         }
-        identity = {**self.card, "sizes": asdict(sizes), "n_processes": n_processes, "prior": prior is not None}
+        identity = {
+            **self.card,
+            "sizes": asdict(sizes),
+            "n_processes": n_processes,
+            "prior": prior is not None,
+        }
         if prior is not None:
-            identity["prior"] = hashlib.sha256(prior.means.tobytes() + prior.covariances.tobytes()).hexdigest()
+            identity["prior"] = hashlib.sha256(
+                prior.means.tobytes() + prior.covariances.tobytes()
+            ).hexdigest()
         self.identity = json.dumps(identity, sort_keys=True)
         fitted = prior
         if fitted is None and any(stage.synthetic for stage in settings.stages):
@@ -330,7 +339,8 @@ class _Run:
         state = torch.load(path, map_location=self.device, weights_only=True)
         if state["identity"] != self.identity:
             raise CannotCreateError(
-                f"{self.folder} holds a training of other participants, sizes or settings.", "Name another folder."
+                f"{self.folder} holds a training of other participants, sizes or settings.",
+                "Name another folder.",
             )
         self.model.load_state_dict(state["model"])
         self.history = state["history"]

@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a participant's encoding weights say, and which context images they rest on.
+
+Text queries: a sentence's embedding in the same space as the images' (CLIP, SigLIP) is put in the place of an
+image.  Text and image embeddings lie in two separate cones (the modality gap): all sentences are nearer to one
+another than to any image.  Predictions for sentences are therefore compared *among sentences*, each minus the
+mean over the list; their level, and differences to images' predictions, mean nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from conform_app.braincorl.checks import check_betas, check_features
+from conform_app.errors import DataError
+
+
+def image_importance(model, features, betas, *, layer: int | None = None, block: int = 16) -> np.ndarray:
+    """Attention that the readout pays to each context image.
+
+    Parameters
+    ----------
+    model : BraInCoRL
+    features : array (S, E)
+    betas : array (n_voxels, S)
+    layer : int, optional
+        Block of the network; default: mean over all.
+    block : int
+        Voxels at a time; attention is written out in full here.
+
+    Returns
+    -------
+    ndarray (n_voxels, S), float32
+        Mean over heads.  Rows sum to 1 less what goes to the learned tokens; NaN for constant voxels.
+    """
+    import torch
+
+    features = check_features(features, model.sizes.features)
+    betas, valid = check_betas(betas, len(features))
+    if layer is not None and not -model.sizes.layers <= layer < model.sizes.layers:
+        raise DataError(f"Layer {layer} of {model.sizes.layers} was asked for.", "Count from 0.")
+    device = next(model.parameters()).device
+    context = torch.from_numpy(features).to(device)
+    out = np.full(betas.shape, np.nan, np.float32)
+    rows = np.flatnonzero(valid)
+    with torch.inference_mode():
+        for start in range(0, len(rows), block):
+            part = rows[start : start + block]
+            y = torch.from_numpy(np.ascontiguousarray(betas[part])).to(device)
+            _, attention = model.weights(context, y, plain=True)
+            readout = torch.stack([a[:, 0, model.sizes.registers :] for a in attention])
+            out[part] = (readout.mean(dim=0) if layer is None else readout[layer]).cpu().numpy()
+    return out
+
+
+@dataclass(frozen=True)
+class TextQuery:
+    """Answers of voxels to sentences.
+
+    Attributes
+    ----------
+    prompts : tuple of str
+    selectivity : ndarray (n_voxels, n_prompts), float32
+        Predicted response to each prompt minus the voxel's mean over prompts.
+    best : ndarray (n_voxels,) of int
+        Prompt with the largest; -1 where there is no model.
+    """
+
+    prompts: tuple[str, ...]
+    selectivity: np.ndarray = field(repr=False)
+    best: np.ndarray = field(repr=False)
+
+
+def text_query(weights, prompts: Sequence[str], embeddings) -> TextQuery:
+    """Selectivity of voxels for sentences.
+
+    Parameters
+    ----------
+    weights : array (n_voxels, E + 1)
+    prompts : sequence of str
+        At least two: answers are compared among them.
+    embeddings : array (n_prompts, E) or sequence of arrays (n_templates, E)
+        From the text tower that goes with the image features.  Several templates of a prompt are brought to
+        unit norm, averaged, and brought to unit norm again.
+
+    Returns
+    -------
+    TextQuery
+    """
+    weights = np.asarray(weights, np.float64)
+    if len(prompts) != len(embeddings):
+        raise DataError(f"{len(prompts)} prompts have {len(embeddings)} embeddings.", "Give one of each.")
+    if len(prompts) < 2:
+        raise DataError("One prompt cannot be compared with others.", "Give at least two.")
+    rows = []
+    for prompt, embedding in zip(prompts, embeddings, strict=True):
+        embedding = np.atleast_2d(np.asarray(embedding, np.float64))
+        length = np.linalg.norm(embedding, axis=1, keepdims=True)
+        if not np.isfinite(embedding).all() or not (length > 0).all():
+            raise DataError(f"The embedding of {prompt!r} is zero or not finite.", "Encode it again.")
+        mean = (embedding / length).mean(axis=0)
+        if not np.linalg.norm(mean) > 1e-6:
+            raise DataError(f"The templates of {prompt!r} cancel out.", "Give templates of one meaning.")
+        rows.append(mean / np.linalg.norm(mean))
+    text = check_features(np.stack(rows), weights.shape[1] - 1, what="Text embeddings")
+    answer = weights[:, :-1] @ text.T
+    answer -= answer.mean(axis=1, keepdims=True)
+    there = np.isfinite(answer).all(axis=1)
+    best = np.where(there, np.argmax(np.where(there[:, None], answer, 0), axis=1), -1)
+    return TextQuery(tuple(prompts), answer.astype(np.float32), best)
+
+
+def category_contrast(
+    weights, features, categories: Sequence[str], category: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Predicted response to a category's images against all others: no text tower needed.
+
+    Parameters
+    ----------
+    weights : array (n_voxels, E + 1)
+    features : array (n_images, E)
+        Any images, also ones that were never shown.
+    categories : sequence of str
+        Category of each image.
+    category : str
+
+    Returns
+    -------
+    difference : ndarray (n_voxels,), float32
+        Mean predicted response inside minus outside.
+    d_prime : ndarray (n_voxels,), float32
+        The same over the pooled standard deviation of predicted responses; how far the predictions separate.
+    """
+    weights = np.asarray(weights, np.float64)
+    features = check_features(features, weights.shape[1] - 1)
+    inside = np.asarray([str(c) == category for c in categories])
+    if len(inside) != len(features):
+        raise DataError(f"{len(inside)} categories for {len(features)} images.", "Give one per image.")
+    if inside.sum() < 2 or (~inside).sum() < 2:
+        raise DataError(
+            f"{inside.sum()} images are of category {category!r} and {(~inside).sum()} are not.",
+            "Both sides need at least two.",
+        )
+    predicted = weights[:, :-1] @ features.T
+    a, b = predicted[:, inside], predicted[:, ~inside]
+    difference = a.mean(axis=1) - b.mean(axis=1)
+    pooled = np.sqrt((a.var(axis=1, ddof=1) + b.var(axis=1, ddof=1)) / 2)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return difference.astype(np.float32), np.where(pooled > 0, difference / pooled, 0).astype(np.float32)
