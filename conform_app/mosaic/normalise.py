@@ -59,7 +59,8 @@ class Moments:
             return
         y = block.astype(np.float64)
         n: Any = len(y)
-        mean = y.mean(axis=0)
+        with np.errstate(invalid="ignore"):
+            mean = y.mean(axis=0)
         holes = ~np.isfinite(mean)
         if holes.any():
             there = np.isfinite(y)

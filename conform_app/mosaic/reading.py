@@ -155,12 +155,13 @@ class CollectionReader:
             If the participant is not in the collection.
         """
         if key not in self._records:
-            if key not in self.keys and key not in self.pending:
+            name = self._path(key, layout.RECORD)
+            if key.startswith(".") or not self.place.exists(name):
                 raise NoInputError(
                     f"{self.place.root} has no participant {key!r}.",
                     f"It has {', '.join(self.keys[:5])}{', ...' if len(self.keys) > 5 else ''}.",
                 )
-            self._records[key] = growth.load_json(self.place, self._path(key, layout.RECORD))
+            self._records[key] = growth.load_json(self.place, name)
         return self._records[key]
 
     def trials(self, participant: str) -> pd.DataFrame:

@@ -50,8 +50,8 @@ class TrialDataset(Dataset):
         self.participants = list(collection.keys if participants is None else participants)
         self.vertices = _chosen_vertices(collection, self.participants, vertices)
         self.images = images
-        self._owner: list[int] = []
-        self._rows: list[np.ndarray] = []
+        owners: list[np.ndarray] = []
+        every: list[np.ndarray] = []
         self.stimuli: list[str] = []
         angles = [collection.record(key)["attributes"].get("visual_angle") for key in self.participants]
         self._angle = [float(a) if isinstance(a, int | float) else float("nan") for a in angles]
@@ -60,14 +60,18 @@ class TrialDataset(Dataset):
             stimulus = collection.trials(key)["stimulus"].to_numpy(str)[rows]
             groups = _by_stimulus(rows, stimulus) if average else [rows[i : i + 1] for i in range(len(rows))]
             names = list(dict.fromkeys(stimulus)) if average else list(stimulus)
-            self._owner += [number] * len(groups)
-            self._rows += groups
+            owners.append(np.full(len(groups), number))
+            every += groups
             self.stimuli += [str(name) for name in names]
-        if not self._rows:
+        # Flat arrays, not half a million small ones: they travel to every worker
+        self._owner = np.concatenate([np.zeros(0, int), *owners])
+        self._edges = np.cumsum([0, *map(len, every)])
+        self._flat = np.concatenate([np.zeros(0, int), *every])
+        if not every:
             raise NoInputError(f"No trial of the collection is in {split!r}.", "Choose another split.")
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self._owner)
 
     def __getitem__(self, item: int) -> dict[str, Any]:
         return self.__getitems__([item])[0]
@@ -76,10 +80,10 @@ class TrialDataset(Dataset):
         """Read a batch, participant by participant."""
         items = [range(len(self))[int(i)] for i in items]
         out: list[dict[str, Any]] = [{}] * len(items)
-        owners = np.array([self._owner[i] for i in items])
+        owners = self._owner[items]
         for owner in np.unique(owners):
             here = np.flatnonzero(owners == owner)
-            groups = [self._rows[items[i]] for i in here]
+            groups = [self._flat[self._edges[items[i]] : self._edges[items[i] + 1]] for i in here]
             betas = self.collection.betas(self.participants[owner], np.concatenate(groups), self.vertices)
             stop = 0
             for i, rows in zip(here, groups, strict=True):

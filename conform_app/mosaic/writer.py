@@ -186,8 +186,7 @@ def _fill(folder: Path, given: Submission, trials: pd.DataFrame, grain: Grain) -
     found = _Finite(grain.n_vertices)
     try:
         for block in _scaled(given, scale, grain.n_vertices):
-            found.add(block)
-            writer.put(block)
+            writer.put(found.add(block))
         shards = writer.close()
     finally:
         writer.abandon()
@@ -207,7 +206,7 @@ def _fill(folder: Path, given: Submission, trials: pd.DataFrame, grain: Grain) -
 
 
 def _blocks(unit: FitUnit, key: str, step: int = CHUNK_TRIALS) -> Iterator[tuple[slice, np.ndarray]]:
-    """Betas of a fit in blocks of trials, float32, with NaN for everything that is not finite."""
+    """Betas of a fit in blocks of trials, float32."""
     n = unit.betas.shape[0]
     for start in range(0, n, step):
         rows = slice(start, min(start + step, n))
@@ -217,10 +216,7 @@ def _blocks(unit: FitUnit, key: str, step: int = CHUNK_TRIALS) -> Iterator[tuple
             raise FileFaultError(
                 f"Betas of {key} {unit.name} cannot be read: {error}.", "Run its participant level again."
             ) from error
-        block = block.astype(np.float32, copy=False)
-        if not np.isfinite(block.sum()):
-            block = np.where(np.isfinite(block), block, np.float32("nan"))
-        yield rows, block
+        yield rows, block.astype(np.float32, copy=False)
 
 
 def _statistics(given: Submission, trials: pd.DataFrame, n_vertices: int) -> tuple[np.ndarray, np.ndarray]:
@@ -250,7 +246,8 @@ def _scaled(
             shift, factor = scale[0][i].astype(np.float32), (1.0 / scale[1][i]).astype(np.float32)
         for _, block in _blocks(unit, given.key):
             if scale is not None:
-                block = (block - shift) * factor
+                with np.errstate(invalid="ignore"):
+                    block = (block - shift) * factor
             if filled == 0 and len(block) == CHUNK_TRIALS:
                 yield block
                 continue
@@ -276,16 +273,21 @@ class _Finite:
         self.n_trials = 0
         self.n_missing = 0
 
-    def add(self, block: np.ndarray) -> None:
-        if np.isfinite(block.sum()):
+    def add(self, block: np.ndarray) -> np.ndarray:
+        """Take note of a block; return it with NaN for everything that is not finite."""
+        with np.errstate(all="ignore"):
+            clean = np.isfinite(block.sum())  # one pass without memory of its own
+        if clean:
             self.never[:] = False
         else:
             there = np.isfinite(block)
+            block = np.where(there, block, np.float32("nan"))
             self.vertices &= there.all(axis=0)
             self.never &= ~there.any(axis=0)
             self.n_missing += int(there.size - there.sum())
             self.empty_trials += (self.n_trials + np.flatnonzero(~there.any(axis=1))).tolist()
         self.n_trials += len(block)
+        return block
 
     def check(self, key: str) -> None:
         if self.never.all():
