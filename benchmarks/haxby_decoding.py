@@ -28,7 +28,7 @@ from conform_app.reliability import arrange_repeats
 from conform_app.settings import EventSettings, ModelSettings
 
 DATA = Path(__file__).parents[1] / "tests" / "data" / "haxby2001-1slice-bids"
-PSN_MODES = ("cv", "standard", "conservative", "aggressive", "wiener")
+PSN_MODES = ("cv", "auto", "standard", "conservative", "aggressive", "wiener")
 
 
 def z_score_by_training(betas: np.ndarray, training: np.ndarray) -> np.ndarray:

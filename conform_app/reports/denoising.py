@@ -95,7 +95,8 @@ def psn(products: Products, book: FigureBook, brain: Brain) -> Section:
             caption=f"Dimensions kept, chosen for each of {cuts.size:,} {brain.unit} by itself: median"
             f" {number(np.median(cuts))} of {number(total)}.",
         )
-    cut = None if cuts.size > 1 else kept[0] if kept else float(cuts[0]) if cuts.size else None
+    soft = choice.get("criterion") in ("wiener", "blend")  # no cut, though effective dimensions are known
+    cut = None if cuts.size > 1 or soft else kept[0] if kept else float(cuts[0]) if cuts.size else None
     both = bool(signal.size and noise.size == signal.size)
     validated = error.size > 1 and bool(np.isfinite(error).any())
     if both or validated:
@@ -104,7 +105,8 @@ def psn(products: Products, book: FigureBook, brain: Brain) -> Section:
             section,
             "psncut",
             psn_figure(signal if both else nothing, noise, error if validated else nothing, cut),
-            alt=f"PSN: signal and noise variance by dimension, cross-validation curve; kept {number(cut)}",
+            alt="PSN: signal and noise variance by dimension, cross-validation curve"
+            + (f"; kept {number(cut)}" if cut is not None else ""),
             caption=_psn_caption(both, validated, cut, total, choice),
         )
     else:
@@ -128,11 +130,19 @@ def _psn_caption(
             "Cross-validation: mean squared error of predicting held-out trials from the denoised average of"
             " the others, against the number of dimensions kept."
         )
+    if choice.get("criterion") in ("wiener", "blend"):
+        words.append(f"Chosen instead of a cut: {_SOFT[choice['criterion']]}.")
     if cut is not None:
         of = f" of {number(total)}" if total else ""
         how = "cross-validated choice" if validated else f"preset {choice.get('mode')}"
         words.append(f"Kept (dashed): {number(cut)}{of} dimensions, {how}.")
     return " ".join(words)
+
+
+_SOFT = {
+    "wiener": "the Wiener filter, which weighs all dimensions by their signal and noise",
+    "blend": "a weighted mean of cuts and the Wiener filter, which predicts held-out trials better",
+}
 
 
 def _blocks(products: Products) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -159,7 +169,7 @@ def _many_blocks(
 ) -> None:
     """Spectra of all blocks of voxels, and how many dimensions were kept in each."""
     mode = (products.choices.get("psn") or {}).get("mode")
-    how = "by cross-validation" if mode == "cv" else f"by the preset {mode}"
+    how = "by cross-validation" if mode in ("cv", "auto") else f"by the preset {mode}"
     middle = (
         f"median {number(np.median(kept))} dimensions per block, chosen {how}" if kept else f"chosen {how}"
     )
@@ -176,15 +186,18 @@ def _many_blocks(
 
 def _gain(products: Products, book: FigureBook, brain: Brain, section: Section) -> None:
     """Reliability before and after PSN, on repeats that it has not seen."""
-    if not (products.has("psn_reliability_before") and products.has("psn_reliability")):
+    glm_type = (products.choices.get("psn") or {}).get("glm_type") or "?"
+    # records of earlier versions have the split-half map of the type instead, which is nearly the same
+    known = ("psn_reliability_before", f"reliability_type{glm_type}")
+    raw = next((key for key in known if products.has(key)), None)
+    if raw is None or not products.has("psn_reliability"):
         section.notes.append("Reliability before and after PSN cannot be compared: a map is missing.")
         return
-    before, after = products.values("psn_reliability_before"), products.values("psn_reliability")
+    before, after = products.values(raw), products.values("psn_reliability")
     both = brain.mask & np.isfinite(before) & np.isfinite(after)
     if not both.any():
         section.notes.append("Reliability before and after PSN cannot be compared: no point has both.")
         return
-    glm_type = (products.choices.get("psn") or {}).get("glm_type") or "?"
     change = (
         f"Median {np.median(before[both]):.3f} before, {np.median(after[both]):.3f} after; higher in"
         f" {100 * np.mean(after[both] > before[both]):.0f} % of {int(both.sum()):,} {brain.unit}."

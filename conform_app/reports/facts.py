@@ -291,7 +291,7 @@ def psn_sentences(records: list[dict[str, Any]], many: str, one: str) -> tuple[s
     blocks = max(len(values) for values, _ in found)
     tail = ""
     if kept:
-        verb = "effective dimensions were kept" if modes == {"wiener"} else "dimensions were kept"
+        verb = "effective dimensions were kept" if modes <= {"wiener", "auto"} else "dimensions were kept"
         if max(kept) == 1 and not totals:
             verb = verb.replace("dimensions were", "dimension was")
         of = f" of {span(totals)}" if totals else ""
@@ -314,6 +314,12 @@ def _psn_how(mode: str, levels: set[str], on: list[tuple[dict[str, Any], dict[st
             f"The condition averages were projected onto the leading dimensions{basis}; their number was"
             f" chosen by cross-validation over repeats ({per}), as the one with which the denoised average of"
             " the other trials predicts held-out trials best."
+        )
+    if mode == "auto":
+        return (
+            f"The condition averages were projected onto leading dimensions{basis} (one number for all or one"
+            f" for each {one}), multiplied by the Wiener filter of the two covariances, or both with weights,"
+            " whichever predicted held-out trials best in cross-validation over repeats."
         )
     if mode == "wiener":
         return "The condition averages were multiplied by the Wiener filter of the two covariances."
