@@ -141,19 +141,21 @@ def write(root: Path, options: argparse.Namespace, block: np.ndarray) -> Path:
             n = max(8, round(count / options.divide))
             took, memory = child(add, path, dataset, f"sub-{i:02d}", n, block, True)
             seconds, peak, n_trials = seconds + took, max(peak, memory), n_trials + n
-    n_bytes = sum(p.stat().st_size for p in path.rglob("c/*/*") if "betas" in p.parts)
+    on_disk = sum(p.stat().st_size for p in path.rglob("c/*/*") if "betas" in p.parts)
+    per_trial = options.vertices * np.dtype(options.dtype).itemsize
+    n_bytes = n_trials * per_trial
     start = time.perf_counter()
     collection = Collection.open(path)
     collection.seal()
     sealed = time.perf_counter() - start
     print(
-        f"miniature: {len(collection.keys)} participants, {n_trials} trials, {n_bytes / 1e9:.2f} GB of betas"
+        f"miniature: {len(collection.keys)} participants, {n_trials} trials, {n_bytes / 1e9:.2f} GB of betas, "
+        f"{on_disk / 1e9:.2f} GB of files (the last chunk of each participant is filled up)"
     )
     print(
         f"written, scaled, with noise ceilings: {n_bytes / seconds / 1e6:.0f} MB/s; sealed in {sealed:.1f} s"
     )
     print(f"highest resident size of a writer: {peak:.2f} GB")
-    per_trial = options.vertices * np.dtype(options.dtype).itemsize
     size = PUBLISHED_TRIALS * per_trial
     print(
         f"projected at {PUBLISHED_TRIALS} trials: {size / 1e9:.0f} GB, "
