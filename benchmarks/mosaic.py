@@ -149,8 +149,8 @@ def write(root: Path, options: argparse.Namespace, block: np.ndarray) -> Path:
     collection.seal()
     sealed = time.perf_counter() - start
     print(
-        f"miniature: {len(collection.keys)} participants, {n_trials} trials, {n_bytes / 1e9:.2f} GB of betas, "
-        f"{on_disk / 1e9:.2f} GB of files (the last chunk of each participant is filled up)"
+        f"miniature: {len(collection.keys)} participants, {n_trials} trials, {n_bytes / 1e9:.2f} GB of "
+        f"betas, {on_disk / 1e9:.2f} GB of files (the last chunk of each participant is filled up)"
     )
     print(
         f"written, scaled, with noise ceilings: {n_bytes / seconds / 1e6:.0f} MB/s; sealed in {sealed:.1f} s"

@@ -171,11 +171,24 @@ def test_noise_ceilings_of_the_reference(monkeypatch):
     there = ~np.isnan(betas).all(axis=0)
     stimulus = np.nonzero(there.T)[0]
     flat = betas.transpose(2, 1, 0)[there.T]  # (trials, vertices)
-    monkeypatch.setattr(ceilings, "_BLOCK_BYTES", 1)
-    read = lambda trials, vertices: flat[np.ix_(trials, vertices)]  # noqa: E731
-    got = ceilings.phase_ceilings(read, stimulus, np.full(len(flat), "test"), betas.shape[0])
+    monkeypatch.setattr(ceilings, "_PIECE_BYTES", 3 * 8 * len(flat))
+    strips = [(slice(0, 7), flat[:, :7]), (slice(7, 20), flat[:, 7:])]
+    got = ceilings.phase_ceilings(strips, stimulus, np.full(len(flat), "test"), betas.shape[0])
     np.testing.assert_allclose(got["test", "1"], given["varying_nc_n1"], rtol=1e-9, atol=1e-9)
     np.testing.assert_allclose(got["test", "avg"], given["varying_nc_navg"], rtol=1e-9, atol=1e-9)
+
+
+def test_strips_cover_the_array_whatever_their_size(one):
+    reader = ShardReader(one[0].root / "participants/sub-01_NSD/betas", Grain(300, V, "float32"))
+    whole = one[0].betas("sub-01_NSD")
+    for budget in (1, 4 * 300 * 700, 1 << 30):
+        if budget == 1:
+            vertices, strip = next(reader.strips(budget))
+            np.testing.assert_array_equal(strip, whole[:, vertices])
+            continue
+        strips = list(reader.strips(budget))
+        assert [s.start for s, _ in strips] == [0, *(s.stop for s, _ in strips[:-1])]
+        np.testing.assert_array_equal(np.concatenate([b for _, b in strips], axis=1), whole)
 
 
 def test_no_repeats_no_ceiling(tmp_path):

@@ -13,28 +13,28 @@ through `reliability` itself.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterable
 
 import numpy as np
 from scipy.sparse import csr_array
 
 from conform_app.reliability import arrange_repeats, noise_ceiling
 
-_BLOCK_BYTES = 192 << 20
+STRIP_BYTES = 256 << 20
+"""Betas of all trials held at once."""
+
+_PIECE_BYTES = 64 << 20
 
 
 def phase_ceilings(
-    read: Callable[[np.ndarray, np.ndarray], np.ndarray],
-    stimulus: np.ndarray,
-    phase: np.ndarray,
-    n_vertices: int,
+    strips: Iterable[tuple[slice, np.ndarray]], stimulus: np.ndarray, phase: np.ndarray, n_vertices: int
 ) -> dict[tuple[str, str], np.ndarray]:
     """Noise ceilings for one trial and for the average of all.
 
     Parameters
     ----------
-    read : callable
-        ``read(trials, vertices)`` gives betas ``(n_trials, n_vertices)``.
+    strips : iterable of (slice, ndarray)
+        Vertices and their betas ``(n_trials, n_vertices of the strip)``; not read if nothing is repeated.
     stimulus : ndarray, (n_trials,)
         Stimulus of each trial.
     phase : ndarray, (n_trials,) str
@@ -46,20 +46,24 @@ def phase_ceilings(
         ``(phase, "1" or "avg")`` to ``(n_vertices,)`` float64, 0 to 100 per cent, NaN where there is none.
         Phases without a repeated stimulus are left out.
     """
+    sorted_trials = {}
     out = {}
     for one in ("train", "test", "artificial"):
         trials = np.flatnonzero(phase == one)
         _, code, count = np.unique(stimulus[trials], return_inverse=True, return_counts=True)
-        if not len(trials) or count.max() < 2:
-            continue
-        order = np.argsort(code, kind="stable")
-        trials, code = trials[order], code[order]
-        single, average = np.full(n_vertices, np.nan), np.full(n_vertices, np.nan)
-        step = max(64, min(n_vertices, _BLOCK_BYTES // (8 * len(trials)) // 64 * 64))
-        for start in range(0, n_vertices, step):
-            vertices = np.arange(start, min(start + step, n_vertices))
-            single[vertices], average[vertices] = _ceilings(read(trials, vertices), code, count)
-        out[one, "1"], out[one, "avg"] = single, average
+        if len(trials) and count.max() > 1:
+            order = np.argsort(code, kind="stable")
+            sorted_trials[one] = trials[order], code[order], count
+            out[one, "1"], out[one, "avg"] = np.full(n_vertices, np.nan), np.full(n_vertices, np.nan)
+    if not out:
+        return out
+    for vertices, betas in strips:
+        step = max(1, _PIECE_BYTES // (8 * len(betas)))
+        for start in range(0, betas.shape[1], step):
+            piece = slice(start, min(start + step, betas.shape[1]))
+            at = slice(vertices.start + piece.start, vertices.start + piece.stop)
+            for one, (trials, code, count) in sorted_trials.items():
+                out[one, "1"][at], out[one, "avg"][at] = _ceilings(betas[trials, piece], code, count)
     return out
 
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 import os
 import zlib
 from collections import deque
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -269,6 +270,43 @@ class ShardReader:
                 out[here] = self._remote(int(shard), t, vertices)
             else:
                 _pick(data, t, vertices, out, here)
+        return out
+
+    def strips(self, budget: int) -> Iterator[tuple[slice, np.ndarray]]:
+        """Betas of all trials, a strip of vertices at a time, of a local array.
+
+        Files are read, not mapped: a pass over everything would otherwise hold everything in memory.
+
+        Parameters
+        ----------
+        budget : int
+            Bytes that a strip may have.
+
+        Yields
+        ------
+        vertices : slice
+        betas : ndarray, (n_trials, n_vertices of the strip) float32
+        """
+        grain = self.grain
+        step = max(1, min(grain.width, budget // (4 * grain.n_trials)))
+        for column in range(grain.columns):
+            left = column * grain.width
+            for start in range(0, min(grain.width, grain.n_vertices - left), step):
+                stop = min(start + step, grain.width, grain.n_vertices - left)
+                yield slice(left + start, left + stop), self._strip(column, start, stop)
+
+    def _strip(self, column: int, start: int, stop: int) -> np.ndarray:
+        grain = self.grain
+        out = np.empty((grain.n_trials, stop - start), np.float32)
+        size = CHUNK_TRIALS * grain.width * grain.item.itemsize
+        for shard in range(grain.n_shards):
+            with (self.place / shard_path(shard)).open("rb", buffering=0) as file:
+                for row in range(grain.rows_of(shard)):
+                    data = os.pread(file.fileno(), size, (row * grain.columns + column) * size)
+                    first = shard * SHARD_TRIALS + row * CHUNK_TRIALS
+                    n = min(CHUNK_TRIALS, grain.n_trials - first)
+                    piece = np.frombuffer(data, grain.item).reshape(-1, grain.width)
+                    out[first : first + n] = piece[:n, start:stop]
         return out
 
     def _row(self, trial: int) -> np.ndarray:

@@ -18,7 +18,7 @@ import numpy as np
 
 from conform_app.errors import CannotCreateError, DataError, FileFaultError
 from conform_app.mosaic import layout
-from conform_app.mosaic.ceilings import phase_ceilings
+from conform_app.mosaic.ceilings import STRIP_BYTES, phase_ceilings
 from conform_app.mosaic.normalise import FitUnit, unit_statistics
 from conform_app.mosaic.shards import CHUNK_TRIALS, Grain, ShardReader, ShardWriter
 from conform_app.mosaic.split import PHASES
@@ -313,13 +313,9 @@ def _small(path: Path, values: np.ndarray, dtype: str, **attributes: Any) -> Non
 
 
 def _write_ceilings(folder: Path, trials: pd.DataFrame, grain: Grain) -> list[dict[str, str]]:
-
-    def read(rows: np.ndarray, vertices: np.ndarray) -> np.ndarray:
-        # A reader for each block, so that its memory maps do not pile up to the size of the betas
-        return ShardReader(folder / "betas", grain).read(rows, vertices)
-
     stimulus, phase = trials["name"].to_numpy(str), trials["phase"].to_numpy(str)
-    maps = phase_ceilings(read, stimulus, phase, grain.n_vertices)
+    strips = ShardReader(folder / "betas", grain).strips(STRIP_BYTES)
+    maps = phase_ceilings(strips, stimulus, phase, grain.n_vertices)
     if not maps:
         return []
     rows = [{"phase": phase, "n": n} for phase, n in maps]
