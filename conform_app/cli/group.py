@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -196,7 +197,10 @@ def _execute(
     files = [
         folder / workflow.name / f"merge_{plan.key.replace('-', '_')}" / "summary.json" for plan in plans
     ]
-    return [json.loads(path.read_text(encoding="utf-8")) for path in files if path.is_file()]
+    summaries = [json.loads(path.read_text(encoding="utf-8")) for path in files if path.is_file()]
+    if not notes:
+        shutil.rmtree(folder, ignore_errors=True)
+    return summaries
 
 
 def _memory(found: Survey) -> float:

@@ -20,7 +20,7 @@ from conform_app.bids.outputs import FitOutput, Site
 from conform_app.bids.pooling import Member, Pool, method_hash, method_of
 from conform_app.bids.provenance import write_json, write_tsv
 from conform_app.collect.given import features_of, hash_stimuli, read_aliases, read_features, read_split
-from conform_app.errors import UsageError
+from conform_app.errors import DataError, UsageError
 from conform_app.settings import GroupSettings
 
 if TYPE_CHECKING:
@@ -213,13 +213,23 @@ def _fill_phases(name: str, members: Sequence[Member], out: Gathered, settings: 
     if not empty.any():
         return
     features = features_of(name, sorted(set(table["stimulus"])), out.features)
-    made = own_split(table[empty], rule=settings.split_rule, embeddings=features or None)
+    try:
+        made = own_split(table[empty], rule=settings.split_rule, embeddings=features or None)
+    except DataError:
+        if settings.split_rule == "farthest":  # features are missing: the user can help
+            raise
+        made = np.full(int(empty.sum()), "train")
+        out.warnings.append(
+            f"{name} is too small for a test set by the rule '{settings.split_rule}': all is train."
+        )
     table.loc[empty, "phase"] = made
     start = 0
     for frame in frames:
         frame["phase"] = table["phase"].to_numpy()[start : start + len(frame)]
         start += len(frame)
     n_test = len(set(table["stimulus"][table["phase"] == "test"]))
+    if not n_test:
+        return
     whole = "has no split of its own" if empty.all() else f"has no split for {int(empty.sum())} trials"
     out.account.append(
         f"{name} {whole}: by the rule '{settings.split_rule}' {n_test} of {len(set(table['stimulus']))} "
