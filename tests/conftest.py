@@ -65,9 +65,9 @@ def no_templates(monkeypatch, tmp_path_factory):
 @pytest.fixture(scope="session")
 def balls(tmp_path_factory):
     """A small dataset with surfaces, see `small_surfaces`."""
-    from small_surfaces import make_ballsset
+    from small_surfaces import make_surface_dataset
 
-    return make_ballsset(tmp_path_factory.mktemp("surface") / "ds", n_runs=2)
+    return make_surface_dataset(tmp_path_factory.mktemp("surface") / "ds", n_runs=2)
 
 
 @pytest.fixture(scope="session")
