@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The learned prior: its posterior against brute-force Gaussian conditioning, its learning against the truth."""
+"""The learned prior: its posterior against Gaussian conditioning, its learning against the truth."""
 
 from __future__ import annotations
 
@@ -88,9 +88,12 @@ def test_noise_level_is_recovered() -> None:
 
 def scores(prior: Prior, people, n: int) -> tuple[float, float]:
     """Explained variance of noise-free responses: of the prior, and of ridge."""
-    features, weights, signal, betas = people(300, 400, 1.5)
+    features, _, signal, betas = people(300, 400, 1.5)
     out = []
-    for w in (prior.condition(features[:n], betas[:, :n]).weights(), fit_ridge(features[:n], betas[:, :n])[0]):
+    for w in (
+        prior.condition(features[:n], betas[:, :n]).weights(),
+        fit_ridge(features[:n], betas[:, :n])[0],
+    ):
         left = signal[:, n:] - w @ with_ones(features[n:]).T
         out.append(float(np.mean(1 - left.var(axis=1) / signal[:, n:].var(axis=1))))
     return out[0], out[1]

@@ -51,10 +51,18 @@ MAY_IMPORT: dict[str, set[str]] = {
 METHODS_USE = {"numpy", "scipy", "torch", "sklearn", "threadpoolctl"}
 
 # Files of a method package that use more: the shim for existing scripts writes the published files itself.
-METHODS_WRITE = {"conform_app/glmsingle/compat_files.py": {"h5py"}}
+METHODS_WRITE = {
+    "conform_app/glmsingle/compat_files.py": {"h5py"},
+    # Networks that compute image features are whatever the user has: none is a dependency.
+    "conform_app/braincorl/features.py": {"PIL", "h5py"}
+    | (NETWORKS := {"av", "efficientnet_lite_pytorch", "open_clip", "timm", "transformers"}),
+}
 
 # Method packages that use more throughout: mosaic owns a store on disk, with tables.
-METHODS_STORE = {"mosaic": {"zarr", "fsspec", "h5py", "pandas"}}
+METHODS_STORE = {
+    "mosaic": {"zarr", "fsspec", "h5py", "pandas"},
+    "braincorl": {"himalaya", "safetensors"},  # ridge; models on disk
+}
 
 # Libraries that stand behind some rooms only, so that they can be replaced there.
 BEHIND: dict[str, set[str]] = {
@@ -68,10 +76,12 @@ BEHIND: dict[str, set[str]] = {
     "sklearn": METHODS,
     "zarr": {"mosaic"},
     "fsspec": {"mosaic"},
+    "himalaya": {"braincorl"},
+    "safetensors": {"braincorl"},
 }
 
 # Libraries that a declared one brings and whose errors reach us through it.
-COMES_WITH = {"sqlalchemy": "pybids"}
+COMES_WITH = {"sqlalchemy": "pybids", "PIL": "matplotlib"}
 
 # Rooms that ``conform --help`` goes through, and what must not be imported at their top level.
 LIGHT = {"", "errors", "settings", "cli", "__main__"}
@@ -199,7 +209,7 @@ def test_every_library_is_a_declared_dependency() -> None:
     wrong = []
     for found in IMPORTS:
         name = third_party(found)
-        if name is None or COMES_WITH.get(name) in declared:
+        if name is None or name in NETWORKS or COMES_WITH.get(name) in declared:
             continue
         distributions = {d.lower().replace("_", "-") for d in installed.get(name, [name])}
         if not distributions & declared:

@@ -3,7 +3,8 @@
 
 Across participants it is learned how voxels answer to images: by a transformer that reads a voxel's trials
 (`BraInCoRL`), and in closed form (`fit_prior`).  `adapt` turns a new participant's context images into
-encoding weights per voxel.  Arrays in, results out: features ``(n_images, E)``, betas ``(n_voxels, n_images)``.
+encoding weights per voxel.  Arrays in, results out: features ``(n_images, E)``, betas
+``(n_voxels, n_images)``.
 """
 
 from __future__ import annotations
@@ -26,6 +27,16 @@ _HOMES = {
     "load_model": "checkpoint",
     "save_model": "checkpoint",
     "transformer_weights": "inference",
+    "Extractor": "features",
+    "extract": "features",
+    "open_extractor": "features",
+    "read_features": "features",
+    "category_contrast": "understanding",
+    "image_importance": "understanding",
+    "text_query": "understanding",
+    "evaluate": "evaluation",
+    "learning_curve": "evaluation",
+    "score": "evaluation",
     "Stage": "training",
     "TrainSettings": "training",
     "Trained": "training",

@@ -2,7 +2,7 @@
 r"""Adapting to a new participant: context images and their betas -> encoding weights per voxel.
 
 Four estimators: ridge (the participant alone), prior (closed form), transformer, and *stacked*: for every
-voxel ``w = sum_m a_m w_m`` with ``a`` on the simplex over the estimators at hand and the voxel's mean response.
+voxel ``w = sum_m a_m w_m`` with ``a`` on the simplex over the estimators at hand and the voxel's mean.
 The a are chosen by cross-validation within the context images: every estimator predicts held-out folds, which
 gives each voxel a likelihood over a grid of simplex points.  To it is added the mean log likelihood of all
 voxels, ten times, and the voxel's a is the mean over the grid under the sum.  With few images a voxel so
@@ -156,7 +156,7 @@ def adapt(
     def transformer(x: np.ndarray, y: np.ndarray) -> np.ndarray:
         from conform_app.braincorl.inference import transformer_weights
 
-        # A model of ours knows the spread of the betas it was trained on; a published one takes them as they are.
+        # A model of ours knows the spread of its training betas; a published one takes betas as they are.
         spread = getattr(model, "card", {}).get("beta_sd")
         unit = spread / np.median(y.std(axis=1)) if spread else 1.0
         return transformer_weights(model, x, y * unit, block=block, memory=memory, progress=progress) / unit

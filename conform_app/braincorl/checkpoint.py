@@ -92,7 +92,7 @@ def read_state_dict(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
         try:
             with safe_open(path, framework="pt") as file:
-                state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
+                state = {key: file.get_tensor(key) for key in file.keys()}
                 card = json.loads((file.metadata() or {}).get("card", "{}"))
         except (SafetensorError, OSError, json.JSONDecodeError) as error:
             raise FileFaultError(
@@ -103,7 +103,7 @@ def read_state_dict(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise FileFaultError(
-            f"{path} holds more than tensors, or is no checkpoint, and is not opened, since a pickle can run code.",
+            f"{path} holds more than tensors, or is no checkpoint; it is not opened: a pickle can run code.",
             "If you trust it, save its state dict alone with torch.save or safetensors.",
         ) from error
     except (RuntimeError, EOFError, OSError, KeyError, ValueError) as error:
@@ -118,7 +118,7 @@ def read_state_dict(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def save_model(model: BraInCoRL, path: Path | str, card: dict[str, Any] | None = None) -> Path:
-    """Write a network as safetensors, with its sizes and ``card`` (JSON) in the header; replaces ``path`` whole."""
+    """Write a network as safetensors, sizes and ``card`` (JSON) in its header; replaces ``path`` whole."""
     from safetensors.torch import save_file
 
     path = Path(path)
@@ -168,7 +168,8 @@ def _check_state(state: dict[str, Any], model: BraInCoRL, name: str) -> None:
     if missing or extra:
         first = f"{missing[0]} is missing" if missing else f"{extra[0]} is unknown"
         raise DataError(
-            f"{name} does not fit {model.sizes}: {len(missing)} tensors missing, {len(extra)} unknown ({first}).",
+            f"{name} does not fit {model.sizes}: {len(missing)} tensors missing, {len(extra)} unknown "
+            f"({first}).",
             "Choose the preset that the checkpoint was trained with.",
         )
     if shapes:

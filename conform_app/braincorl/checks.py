@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is refused before any fit: features that are not unit vectors, betas of other images, test images seen.
+"""What is refused before any fit: features that are not unit vectors, betas of other images, test images.
 
 Everything here raises `DataError` with the first offender by number (or by name, where names are given).
 """
@@ -34,7 +34,7 @@ def check_features(features, n_features: int | None = None, *, what: str = "Feat
     features = np.asarray(features)
     if features.ndim != 2 or 0 in features.shape or features.dtype.kind not in "fiu":
         raise DataError(
-            f"{what} have shape {features.shape} and type {features.dtype}, not (images, features) of numbers.",
+            f"{what} have shape {features.shape} of {features.dtype}, not (images, features) of numbers.",
             "Give one row per image.",
         )
     if n_features is not None and features.shape[1] != n_features:

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 r"""How well predictions agree with measured betas, voxel by voxel, on images that no fit has seen.
 
-Per voxel over test images: Pearson r, explained variance ``1 - var(y - yhat) / var(y)`` (as published: blind to
-an offset, not to a gain), and the share of what noise allows, ``r^2 / (nc / 100)`` with nc the noise ceiling in
-percent of variance.  Means over voxels and over regions come with a percentile interval from a bootstrap over
-*images*, in which all voxels share each draw.
+Per voxel over test images: Pearson r, explained variance ``1 - var(y - yhat) / var(y)`` (as published:
+blind to an offset, not to a gain), and the share of what noise allows, ``r^2 / (nc / 100)`` with nc the
+noise ceiling in percent of variance.  Means over voxels and over regions come with a percentile interval
+from a bootstrap over *images*, in which all voxels share each draw.
 """
 
 from __future__ import annotations
@@ -186,7 +186,7 @@ class LearningCurve:
 
         Interpolated over the logarithm of the size; NaN where it is not reached.
         """
-        curves = {name: values.mean(axis=1) for name, values in self.r.items()}
+        curves = {name: np.nanmean(values, axis=1) for name, values in self.r.items()}
         goal = share * max(values.max() for values in curves.values())
         out = {}
         for name, values in curves.items():

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Image features: one interface, image -> unit-norm vector, whoever computes them.
 
-An `Extractor` has a name, a length, and ``encode(images) -> (n, E)``; those whose network has a text tower also
-``encode_text(prompts)``.  `open_extractor` makes one from ``backend:model``:
+An `Extractor` has a name, a length, and ``encode(images) -> (n, E)``; those whose network has a text tower
+also ``encode_text(prompts)``.  `open_extractor` makes one from ``backend:model``:
 
 - ``open_clip:ViT-B-32[/pretrained tag or file]``, ``transformers:folder``, ``timm:model``: libraries that are
   used where they are installed, with weights from a local folder or the library's own cache.  Nothing is
@@ -225,7 +225,7 @@ def _spaced(n: int, n_frames: int) -> list[int]:
 
 
 def resize(image: np.ndarray, size: int, crop: float = 0.875) -> np.ndarray:
-    """Shorter side to ``size / crop`` (bicubic), central square of ``size``, ImageNet-normalised (3, size, size)."""
+    """Shorter side to ``size / crop``, central square of ``size``, ImageNet-normalised: (3, size, size)."""
     from PIL import Image
 
     height, width = image.shape[:2]

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -83,7 +84,7 @@ PRESETS: dict[str, ModelSizes] = {
 
 
 class ResidualBlock(nn.Module):
-    """LN, LeakyReLU(0.1), Linear, LN, LeakyReLU(0.1), Linear; plus a bypass, linear where the sizes differ."""
+    """LN, LeakyReLU(0.1), Linear, LN, LeakyReLU(0.1), Linear; plus a bypass, linear where sizes differ."""
 
     def __init__(self, n_in: int, n_out: int, hidden: int, dropout: float = 0.0) -> None:
         super().__init__()
@@ -120,7 +121,7 @@ class Attention(nn.Module):
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (V, heads, L, D / heads)
 
     def forward(self, query: Tensor, h: Tensor, plain: bool = False) -> tuple[Tensor, Tensor | None]:
-        """Attend from ``query (V, Lq, D)`` to ``h (V, L, D)``; with ``plain`` also the mean weights over heads."""
+        """Attend from ``query (V, Lq, D)`` to ``h (V, L, D)``; ``plain``: also mean weights over heads."""
         width = h.shape[-1]
         w, b = self.in_proj_weight, self.in_proj_bias
         q = self._split(functional.linear(query, w[:width], b[:width]))
@@ -190,12 +191,12 @@ class BraInCoRL(nn.Module):
         self.cls_token = nn.Parameter(torch.randn(1, s.registers, s.width) / math.sqrt(s.width + 1))
         widths = [s.features + 1] + [s.width] * s.n_blocks
         self.early_layers = nn.Sequential(
-            *(ResidualBlock(a, b, s.block, dropout) for a, b in zip(widths[:-1], widths[1:], strict=True))
+            *(ResidualBlock(a, b, s.block, dropout) for a, b in pairwise(widths))
         )
         self.transformer = nn.ModuleList(TransformerBlock(s, dropout) for _ in range(s.layers))
         widths = [s.width] * s.n_blocks + [s.features + 1]
         self.weight_pred = nn.Sequential(
-            *(ResidualBlock(a, b, s.block, dropout) for a, b in zip(widths[:-1], widths[1:], strict=True))
+            *(ResidualBlock(a, b, s.block, dropout) for a, b in pairwise(widths))
         )
 
     def weights(
@@ -259,8 +260,8 @@ class BraInCoRL(nn.Module):
     def _check(self, features: Tensor, betas: Tensor) -> None:
         if features.ndim not in (2, 3) or features.shape[-1] != self.sizes.features:
             raise DataError(
-                f"Context features have shape {tuple(features.shape)}, and the model reads {self.sizes.features} "
-                "features per image.",
+                f"Context features have shape {tuple(features.shape)}, and the model reads "
+                f"{self.sizes.features} features per image.",
                 "Use the features that the model was trained on.",
             )
         if betas.ndim != 2 or betas.shape[1] != features.shape[-2] or len(features.shape[:-2]) > 1:

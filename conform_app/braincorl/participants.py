@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What training takes: any object that gives features and betas per participant.
 
-A mapping ``name -> (features, betas)``, or an iterable of ``(features, betas)`` or ``(name, features, betas)``.
-Features are ``(n_images, E)``, betas ``(n_voxels, n_images)``; betas may be anything that has a ``shape`` and
-gives arrays when sliced (memory map, HDF5 or Zarr array), and is then read block by block.
+A mapping ``name -> (features, betas)``, or an iterable of ``(features, betas)`` or ``(name, features,
+betas)``.  Features are ``(n_images, E)``, betas ``(n_voxels, n_images)``; betas may be anything that has a
+``shape`` and gives arrays when sliced (memory map, HDF5 or Zarr array), and is then read block by block.
 """
 
 from __future__ import annotations

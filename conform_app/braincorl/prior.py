@@ -7,9 +7,10 @@ From weights: scale each voxel to unit signal, split the voxels into K groups (G
 principal axes), and take each group's mean and covariance; a group's covariance is shrunk towards the pooled
 one, the pooled one towards the identity (oracle-approximating shrinkage, Chen et al. 2010).
 
-From features and betas: EM from the isotropic prior, under which posteriors are ridge regressions: the posterior of every voxel under the current
-prior (`posterior`), and from posterior means *plus posterior covariances* the next prior, so that the noise of
-the betas does not pass for variety of voxels, nor the penalty's shrinkage for lack of it.
+From features and betas: EM, starting under the isotropic prior, where posteriors are ridge regressions: the
+posterior of every voxel under the current prior (`posterior`), and from posterior means *plus posterior
+covariances* the next prior, so that the noise of the betas does not pass for variety of voxels, nor the
+penalty's shrinkage for lack of it.
 
 One more component, mean zero and isotropic, is always there: to it go voxels that are unlike all the
 learned ones, and there the posterior is ridge regression with evidence-chosen penalty.
@@ -61,8 +62,8 @@ class Prior:
     def condition(self, features: np.ndarray, betas: np.ndarray, *, seed: int = 0) -> Posterior:
         """Posterior of voxels from context images: features (S, E), betas (n_voxels, S).
 
-        Offsets of betas are a convention of each study, so the bias is held loosely: its variance is the learned
-        one, plus its squared mean, plus the variance of the signal.
+        Offsets of betas are a convention of each study, so the bias is held loosely: its variance is the
+        learned one twice, plus its squared mean, plus the variance of the signal.
         """
         x = with_ones(features)
         return fit_posterior(x, betas, self.means, self._roots(x), seed=seed)
@@ -122,7 +123,7 @@ def fit_prior(
     ----------
     weights_or_collection : ndarray, sequence of ndarray, or participants
         Weights ``(n_voxels, E + 1)``, bias last, of one or several participants; or features and betas per
-        participant: a mapping ``name -> (features (n_images, E), betas (n_voxels, n_images))`` or an iterable.
+        participant: ``name -> (features (n_images, E), betas (n_voxels, n_images))``, or an iterable.
     n_components : int
         Groups of voxels; fewer are used where there are too few voxels.
     features : ndarray (n_images, E), optional

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Meta-training of the network: across many voxels, learn to regress from a context.
 
-Three stages (Yu et al. 2025): synthetic voxels at one context size, the same at random context sizes, measured
-voxels at random context sizes.  Loss: mean squared error of the query betas.  AdamW, learning rate lowered on
-a plateau of the validation loss (voxels held out of the training participants), early stopping.
+Three stages (Yu et al.  2025): synthetic voxels at one context size, the same at random context sizes,
+measured voxels at random context sizes.  Loss: mean squared error of the query betas.  AdamW, learning rate
+lowered on a plateau of the validation loss (voxels held out of the training participants), early stopping.
 
 Everything random is a function of (seed, stage, epoch, step), so that a run that was killed goes on to the
 same numbers, and several processes (torchrun, DDP) see the batches that one would.  After each epoch
@@ -157,7 +157,8 @@ def train(
     people, folder, sizes = as_participants(source), Path(folder), as_sizes(sizes)
     if people[0].features.shape[1] != sizes.features:
         raise DataError(
-            f"Participants have {people[0].features.shape[1]} features per image, the model reads {sizes.features}.",
+            f"Participants have {people[0].features.shape[1]} features per image, the model reads "
+            f"{sizes.features}.",
             "Give sizes with features= that number.",
         )
     if any(stage.batch % n_processes for stage in settings.stages):

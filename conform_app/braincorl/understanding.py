@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a participant's encoding weights say, and which context images they rest on.
 
-Text queries: a sentence's embedding in the same space as the images' (CLIP, SigLIP) is put in the place of an
-image.  Text and image embeddings lie in two separate cones (the modality gap): all sentences are nearer to one
-another than to any image.  Predictions for sentences are therefore compared *among sentences*, each minus the
-mean over the list; their level, and differences to images' predictions, mean nothing.
+Text queries: a sentence's embedding in the same space as the images' (CLIP, SigLIP) is put in the place of
+an image.  Text and image embeddings lie in two separate cones (the modality gap): all sentences are nearer
+to one another than to any image.  Predictions for sentences are therefore compared *among sentences*, each
+minus the mean over the list; their level, and differences to images' predictions, mean nothing.
 """
 
 from __future__ import annotations
