@@ -204,6 +204,21 @@ def test_one_job_a_participant_and_a_last_one_that_seals(sites, merged, tmp_path
         assert all((one / name).read_bytes() == (other / name).read_bytes() for name in names)
 
 
+def test_split_and_names_can_be_given(sites, tmp_path):
+    rows = [f"Gamma\tgamma{i:02d}.png\t{'test' if i < 2 else 'train'}" for i in range(6)]
+    rows += ["Gamma\tg1.png\ttrain", "Gamma\tg2.png\tartificial"]
+    (tmp_path / "split.tsv").write_text("\n".join(["dataset\tstim_id\tsplit", *rows]) + "\n")
+    (tmp_path / "names.tsv").write_text("dataset\tstim_id\tname\nGamma\tg1.png\talpha00.png\n")
+    more = ("--split", tmp_path / "split.tsv", "--aliases", tmp_path / "names.tsv")
+    out = tmp_path / "out"
+    assert group(sites, sites, out, *more, names=("Gamma",), stimuli=False, features=False) == 0
+    stimuli = table(out, "stimuli").set_index("stimulus")["split"]
+    assert set(stimuli[stimuli == "test"].index) == {"gamma00.png", "gamma01.png"}
+    assert stimuli["g2.png"] == "artificial"
+    assert stimuli["alpha00.png"] == "train"
+    assert set(table(out, "trials").query("name == 'alpha00.png'")["alias"]) == {"g1.png"}
+
+
 def test_other_space_is_refused_with_the_reason(sites, tmp_path):
     out = tmp_path / "out"
     assert group(sites, sites, out, "--pool-space", "fsaverage") == 0
@@ -236,7 +251,7 @@ def test_made_another_way_is_compliant_and_merged_on_request_only(sites, tmp_pat
 def test_dry_run_writes_nothing(sites, tmp_path, capsys):
     assert group(sites, sites, tmp_path / "out", "--dry-run") == 0
     assert "sub-02_Gamma" in capsys.readouterr().out
-    assert not list((tmp_path / "out").rglob("*.zarr"))
+    assert not (tmp_path / "out").exists()
 
 
 # -- bad input ------------------------------------------------------------------------------------------

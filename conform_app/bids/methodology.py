@@ -38,7 +38,7 @@ class Field:
         What it is, with its unit.
     required : bool
     where : str
-        Where to write it when it is missing.
+        Where to write it when it is missing; empty for what cannot be: it is there, or does not apply.
     """
 
     name: str
@@ -133,7 +133,7 @@ def missing_table(table: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for field in FIELDS:
         gone = table[table[field.name] == "n/a"]
-        if len(gone):
+        if len(gone) and field.where:
             rows.append(
                 {
                     "field": field.name,
@@ -142,7 +142,7 @@ def missing_table(table: pd.DataFrame) -> pd.DataFrame:
                     "n_missing": len(gone),
                     "n_rows": len(table),
                     "datasets": ", ".join(dict.fromkeys(gone["dataset"])),
-                    "remedy": f"Add it to {field.where}." if field.where else "",
+                    "remedy": f"Add it to {field.where}.",
                 }
             )
     rows.sort(key=lambda row: (not row["required"], -row["n_missing"]))
@@ -153,7 +153,7 @@ def missing_table(table: pd.DataFrame) -> pd.DataFrame:
 def _row(values: Mapping[str, Any]) -> dict[str, Any]:
     row: dict[str, Any] = {field.name: _text(values.get(field.name)) for field in FIELDS}
     for kind, wanted in (("required", True), ("recommended", False)):
-        names = [field.name for field in FIELDS if field.required == wanted]
+        names = [field.name for field in FIELDS if field.required == wanted and field.where]
         missing = [name for name in names if row[name] == "n/a"]
         row[f"missing_{kind}"] = ", ".join(missing) or "n/a"
         row[f"complete_{kind}"] = round(1 - len(missing) / len(names), 3)

@@ -37,6 +37,7 @@ def run_group(session: Session) -> int:
     ConformError
         With the exit code to end with.
     """
+    from conform_app.bids.dataset import check_output
     from conform_app.collect.job import survey
 
     settings = session.settings
@@ -48,6 +49,7 @@ def run_group(session: Session) -> int:
     if settings.run.dry_run:
         print(list_members(found), flush=True)
         return 0
+    check_output(settings.output_dir, settings.altering(), settings.digest(), overwrite=True)
     for member in found.pool.members:
         for reason in member.reasons:
             level = LOGGER.info if member.merged else LOGGER.warning
@@ -94,8 +96,7 @@ def _job(settings: Settings) -> GroupJob:
 
 
 def _check_folders(settings: Settings) -> None:
-    """Refuse to write into one of the inputs, or into a folder that cannot be written."""
-    from conform_app.bids.dataset import check_output
+    """Refuse to write into one of the inputs."""
     from conform_app.bids.description import real_path
 
     output = real_path(settings.output_dir)
@@ -105,7 +106,6 @@ def _check_folders(settings: Settings) -> None:
                 f"The output folder {settings.output_dir} is also named with -d as {name}.",
                 "Its own participants are taken anyway; leave that -d out.",
             )
-    check_output(settings.output_dir, settings.altering(), settings.digest(), overwrite=True)
 
 
 def list_members(found: Survey) -> str:

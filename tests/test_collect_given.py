@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Files about stimuli that the user gives the group level."""
+
+import numpy as np
+import pytest
+
+from conform_app.collect.given import features_of, hash_stimuli, read_aliases, read_features, read_split
+from conform_app.errors import DataError, NoInputError, UsageError
+
+
+def test_features_in_three_forms(tmp_path):
+    values = np.arange(6, dtype=float).reshape(2, 3)
+    np.savez(tmp_path / "a.npz", x=values[0], **{"A/y": values[1]})
+    np.savez(tmp_path / "b.npz", names=np.array(["x", "A/y"]), values=values)
+    np.save(tmp_path / "c.npy", values)
+    (tmp_path / "c.txt").write_text("x\nA/y\n")
+    for name in ("a.npz", "b.npz", "c.npy"):
+        found = read_features(tmp_path / name)
+        assert list(found) == ["x", "A/y"]
+        np.testing.assert_array_equal(found["A/y"], values[1])
+    assert list(features_of("A", ["x", "y", "z"], found)) == ["x", "y"]
+
+
+def test_wrong_features(tmp_path):
+    np.savez(tmp_path / "short.npz", names=np.array(["x"]), values=np.zeros((2, 3)))
+    np.savez(tmp_path / "twice.npz", names=np.array(["x", "x"]), values=np.zeros((2, 3)))
+    (tmp_path / "text.npz").write_text("no archive")
+    np.save(tmp_path / "alone.npy", np.zeros((2, 3)))
+    for name, error in (("short.npz", DataError), ("twice.npz", DataError), ("text.npz", DataError)):
+        with pytest.raises(error, match=name):
+            read_features(tmp_path / name)
+    with pytest.raises(NoInputError, match=r"alone\.txt"):
+        read_features(tmp_path / "alone.npy")
+
+
+def test_aliases_and_split(tmp_path):
+    (tmp_path / "a.tsv").write_text("dataset\tstim_id\tname\nGOD\t1.5\tn01.JPEG\n")
+    assert read_aliases(tmp_path / "a.tsv") == {("GOD", "1.5"): "n01.JPEG"}
+    assert read_aliases(None) == {}
+    (tmp_path / "s.tsv").write_text("dataset\tstim_id\tsplit\nGOD\t1.5\ttest\n")
+    assert read_split(str(tmp_path / "s.tsv")) == {("GOD", "1.5"): "test"}
+    assert read_split("auto") == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("dataset\tstim\tsplit\n", "no column 'stim_id'"),
+        ("dataset\tstim_id\tsplit\nA\tx\tvalidation\n", "validation"),
+    ],
+)
+def test_wrong_split(tmp_path, text, words):
+    (tmp_path / "s.tsv").write_text(text)
+    with pytest.raises(DataError, match=words):
+        read_split(str(tmp_path / "s.tsv"))
+    with pytest.raises(NoInputError):
+        read_split(str(tmp_path / "none.tsv"))
+
+
+def test_two_names_for_one_stimulus(tmp_path):
+    (tmp_path / "a.tsv").write_text("dataset\tstim_id\tname\nA\t1\tx\nA\t1\ty\n")
+    with pytest.raises(DataError, match="two names"):
+        read_aliases(tmp_path / "a.tsv")
+
+
+def test_content_is_found_by_path_name_or_stem(tmp_path):
+    for name, content in (("a/x.png", b"1"), ("b/y.png", b"1"), ("b/z.png", b"2")):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(content)
+    found = hash_stimuli(tmp_path, ["a/x.png", "y.png", "z", "nowhere.png"])
+    assert set(found) == {"a/x.png", "y.png", "z"}
+    assert found["a/x.png"] == found["y.png"] != found["z"]
+    (tmp_path / "a" / "z.png").write_bytes(b"3")
+    with pytest.raises(UsageError, match="2 files of different content"):
+        hash_stimuli(tmp_path, ["z.png"])
