@@ -73,14 +73,15 @@ def _read(path: Path) -> pd.DataFrame:
 def mean_ceilings(collection: Collection) -> dict[str, np.ndarray]:
     """Return the mean noise ceiling of each dataset's participants, (n_vertices,), percent.
 
-    Of single trials, in the test phase, or in train where test has none.
+    Of single trials, see :func:`conform_app.collect.seal.single_trial_ceiling`.
     """
+    from conform_app.collect.seal import single_trial_ceiling
+
     sums: dict[str, list[np.ndarray]] = {}
     for key in collection.keys:
-        maps = collection.noise_ceilings(key)
-        place = next((p for p in (("test", "1"), ("train", "1")) if p in maps), None)
-        if place is not None:
-            sums.setdefault(key.rpartition("_")[2], []).append(maps[place])
+        values = single_trial_ceiling(collection, key)
+        if values is not None:
+            sums.setdefault(key.rpartition("_")[2], []).append(values)
     means = {}
     for dataset, values in sums.items():
         stack = np.stack(values).astype(np.float64)

@@ -168,19 +168,29 @@ def _split(identity: Identity, shown: pd.DataFrame, gathered: Gathered, settings
 def measure(collection: Collection, keys: Sequence[str]) -> dict[str, dict[str, float]]:
     """Measure each participant: median noise ceiling (percent) and median scale of its betas.
 
-    The ceiling is that of single trials of the test phase, or of train where test has none.  The scale is the
-    standard deviation of train betas before normalisation, the median over vertices and then over fits.
+    The ceiling is that of single trials (see :func:`single_trial_ceiling`).  The scale is the standard
+    deviation of train betas before normalisation, the median over vertices and then over fits.
     """
     ceilings, scales = {}, {}
     for key in keys:
-        maps = collection.noise_ceilings(key)
-        place = next(
-            (p for p in (("test", "1"), ("train", "1"), ("test", "avg"), ("train", "avg")) if p in maps), None
-        )
-        ceilings[key] = _median(maps[place]) if place else float("nan")
+        values = single_trial_ceiling(collection, key)
+        ceilings[key] = float("nan") if values is None else _median(values)
         _, _, sd = collection.statistics(key)
         scales[key] = _median(np.array([_median(row) for row in sd]))
     return {"noise ceiling": ceilings, "beta scale": scales}
+
+
+def single_trial_ceiling(collection: Collection, key: str) -> np.ndarray | None:
+    """Return a participant's noise ceiling for single trials, (n_vertices,), percent.
+
+    Of the phase (train or test) in which more stimuli repeat, since few say little; None without any.
+    """
+    maps = collection.noise_ceilings(key)
+    trials = collection.trials(key)
+    counts = trials.groupby(["phase", "name"]).size()
+    repeated = (counts > 1).groupby("phase").sum()
+    phases = sorted(("test", "train"), key=lambda phase: -int(repeated.get(phase, 0)))
+    return next((maps[phase, "1"] for phase in phases if (phase, "1") in maps), None)
 
 
 def _median(values: np.ndarray) -> float:

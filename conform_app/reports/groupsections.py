@@ -245,7 +245,7 @@ def ceilings(data: GroupData, book: Book) -> Part:
             alt=f"Noise ceiling maps of {joined(list(maps))}",
             caption="Mean noise ceiling of single trials over the participants of each dataset, on one "
             "scale: the most variance of z-scored betas that any model of the stimuli could explain. "
-            "Datasets without repeats have none.",
+            "Of train or test, whichever repeats more stimuli; datasets without repeats have none.",
         )  # fmt: skip
     elif maps:
         unit = "points" if data.brain is None else data.brain.unit
