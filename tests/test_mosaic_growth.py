@@ -23,6 +23,7 @@ from conform_app.errors import (
     FileFaultError,
     NoInputError,
     TemporaryError,
+    UsageError,
 )
 from conform_app.mosaic import Collection, FitUnit, layout, split_stimuli
 
@@ -139,6 +140,22 @@ def test_a_split_made_elsewhere_is_taken_and_must_cover_all(empty):
         empty.seal(split=split_stimuli(shown[shown["stimulus"] != "x.jpg"]))
     with pytest.raises(NoInputError, match="no table 'weather'"):
         empty.table("weather")
+
+
+def test_regions_by_label(empty):
+    add(empty)
+    with pytest.raises(NoInputError):
+        empty.region("V1")
+    labels = ["V1", "V2", "", "V1"] * (V // 4)
+    empty.seal(tables={"parcels": pd.DataFrame({"label": labels})})
+    assert empty.region("V1").tolist() == [i for i in range(V) if i % 4 in (0, 3)]
+    assert empty.region("V2", "V1").tolist() == [i for i in range(V) if i % 4 != 2]
+    assert empty.betas("sub-01_A", vertices=empty.region("V2")).shape == (4, V // 4)
+    with pytest.raises(UsageError, match="'V9'"):
+        empty.region("V1", "V9")
+    empty.seal(tables={"parcels": pd.DataFrame({"label": labels[:-1]})})
+    with pytest.raises(UsageError, match="63 rows for 64 vertices"):
+        empty.region("V1")
 
 
 def test_embeddings_given_to_seal_keep_near_duplicates_apart(empty):

@@ -318,6 +318,38 @@ class CollectionReader:
                 keep &= self.place.array(self._path(key, "finite"))[...]
         return np.flatnonzero(keep)
 
+    def region(self, *labels: str | int) -> np.ndarray:
+        """Vertices of one or more regions, from the table ``parcels`` given to `seal`.
+
+        Parameters
+        ----------
+        *labels : str or int
+            Values of that table's column ``label``; the table has one row per vertex, in order.
+
+        Returns
+        -------
+        ndarray of int
+            For `betas`.
+
+        Raises
+        ------
+        NoInputError
+            If there is no such table.
+        UsageError
+            If no vertex has such a label.
+        """
+        table = self.table("parcels")
+        if len(table) != self.n_vertices or "label" not in table.columns:
+            raise UsageError(
+                f"The table parcels has {len(table)} rows for {self.n_vertices} vertices.",
+                "Seal with one row per vertex and a column label.",
+            )
+        found = [table["label"] == label for label in labels]
+        unknown = [label for label, its in zip(labels, found, strict=True) if not its.any()]
+        if unknown:
+            raise UsageError(f"No vertex is labelled {unknown[0]!r}.", "Look at table('parcels').")
+        return np.flatnonzero(np.logical_or.reduce(found)) if found else np.zeros(0, np.int64)
+
     def torch_dataset(
         self,
         split: str | None = "train",
