@@ -77,6 +77,9 @@ def run_group(session: Session) -> int:
             f"No betas could be pooled: {_why_nobody(found)}.",
             "Tables of trials, stimuli and methodology are merged; group.html says more.",
         )
+    if not session.notes:
+        LOGGER.info("Done: %d participants of this call are in %s", len(summaries), settings.output_dir)
+        return 0
     unsealed = any(note["step"] == "seal" for note in session.notes)
     return conclude(session, 0 if unsealed else sum(done["state"] != "failed" for done in summaries))
 
