@@ -67,9 +67,38 @@ def test_content_is_found_by_path_name_or_stem(tmp_path):
     for name, content in (("a/x.png", b"1"), ("b/y.png", b"1"), ("b/z.png", b"2")):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(content)
-    found = hash_stimuli(tmp_path, ["a/x.png", "y.png", "z", "nowhere.png"])
+    found = hash_stimuli(tmp_path, ["a/x.png", "y.png", "z", "nowhere.png"]).hashes
     assert set(found) == {"a/x.png", "y.png", "z"}
     assert found["a/x.png"] == found["y.png"] != found["z"]
     (tmp_path / "a" / "z.png").write_bytes(b"3")
     with pytest.raises(UsageError, match="2 files of different content"):
         hash_stimuli(tmp_path, ["z.png"])
+
+
+def test_movies_that_share_frames_are_not_on_both_sides(tmp_path):
+    import pandas as pd
+
+    from conform_app.collect.seal import without_shared_frames
+    from conform_app.mosaic import resolve_duplicates, split_stimuli
+
+    for movie, frames in (("one", "abcd"), ("two", "cdef"), ("three", "ghij"), ("copy", "abcd")):
+        (tmp_path / movie).mkdir()
+        for i, content in enumerate(frames):
+            (tmp_path / movie / f"frame-{i:04d}.png").write_text(content)
+    names = ["one.mp4", "two.mp4", "three.mp4", "copy.mp4"]
+    contents = hash_stimuli(tmp_path, names)
+    assert contents.hashes["one.mp4"] == contents.hashes["copy.mp4"] != contents.hashes["two.mp4"]
+    table = pd.DataFrame({"dataset": "A", "name": names, "sha256": [contents.hashes[n] for n in names]})
+    identity = resolve_duplicates(table)
+    shown = pd.DataFrame(
+        {
+            "stimulus": identity.of("A", names[:3]), "dataset": "A", "participant": "sub-01",
+            "phase": ["test", "train", "train"], "n_trials": 1,
+        }
+    )  # fmt: skip
+    movies = {("A", name): its for name, its in contents.frames.items()}
+    split = without_shared_frames(split_stimuli(shown), identity, movies)
+    sides = split.stimuli.set_index("stimulus")
+    assert sides["split"].to_dict() == {"one.mp4": "test", "two.mp4": "excluded", "three.mp4": "train"}
+    assert "50 %" in sides.loc["two.mp4", "reason"]
+    assert "share frames" in split.account[-1]

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -120,39 +121,66 @@ def read_split(path: str) -> dict[tuple[str, str], str]:
     return {(d, s): x for d, s, x in zip(table["dataset"], table["stim_id"], table["split"], strict=True)}
 
 
-def hash_stimuli(folder: str | Path, names: Sequence[str]) -> dict[str, str]:
-    """Return the content hash of each stimulus whose file is in a folder.
+@dataclass(frozen=True)
+class Contents:
+    """What is in the files of a dataset's stimuli.
+
+    Attributes
+    ----------
+    hashes : dict of str to str
+        Content hash of each stimulus that has a file; of a movie given as a folder of frames, that of its
+        frames in order.
+    frames : dict of str to list of str
+        Hash of each frame of the movies.
+    """
+
+    hashes: dict[str, str]
+    frames: dict[str, list[str]]
+
+
+def hash_stimuli(folder: str | Path, names: Sequence[str]) -> Contents:
+    """Hash the stimuli whose files are in a folder.
 
     Parameters
     ----------
     folder : path
     names : sequence of str
-        As the events name them: paths below the folder, file names, or names without their extension.
+        As the events name them: paths below the folder, file names, or names without their extension.  A
+        movie may be a folder of pictures, its frames, of that name (with or without extension).
 
     Raises
     ------
     UsageError
         Two files of different content answer to one name.
     """
-    from conform_app.mosaic import content_hash
+    from conform_app.mosaic import content_hash, frame_hashes, movie_hash
 
     root = Path(folder)
     known: dict[str, list[Path]] = {}
-    for path in sorted(p for p in root.rglob("*") if p.is_file() and not p.name.startswith(".")):
+    movies: dict[str, Path] = {}
+    for path in sorted(p for p in root.rglob("*") if not p.name.startswith(".")):
         for key in (path.relative_to(root).as_posix(), path.name, path.stem):
-            known.setdefault(key, []).append(path)
-    found = {}
+            if path.is_dir():
+                movies.setdefault(key, path)
+            else:
+                known.setdefault(key, []).append(path)
+    hashes: dict[str, str] = {}
+    frames: dict[str, list[str]] = {}
     for name in dict.fromkeys(names):
         files = list(dict.fromkeys(known.get(name) or known.get(Path(name).name) or []))
-        hashes = {content_hash(path) for path in files}
-        if len(hashes) > 1:
+        found = {content_hash(path) for path in files}
+        if len(found) > 1:
             raise UsageError(
                 f"In {folder} {len(files)} files of different content answer to the name {name}.",
                 "Give a folder in which each stimulus has one file.",
             )
-        if hashes:
-            found[name] = hashes.pop()
-    return found
+        movie = movies.get(name) or movies.get(Path(name).stem)
+        if movie is not None and (its := frame_hashes(movie)):
+            frames[name] = its
+            found = found or {movie_hash(its)}
+        if found:
+            hashes[name] = found.pop()
+    return Contents(hashes, frames)
 
 
 def features_of(dataset: str, names: Sequence[str], given: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -101,12 +101,15 @@ class Gathered:
         By participant: ``stimulus``, ``alias``, ``phase``, ``unit``, ``session``, ``run``, ``onset``,
         ``duration``, ``trial_type``, ``task`` and, where the files were given, ``sha256``.
     features : dict of str to ndarray
+    movies : dict of (str, str) to list of str
+        Frame hashes by dataset and stimulus, where movies were given as folders of frames.
     account : list of str
     warnings : list of str
     """
 
     frames: dict[str, pd.DataFrame]
     features: dict[str, np.ndarray] = field(default_factory=dict)
+    movies: dict[tuple[str, str], list[str]] = field(default_factory=dict)
     account: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
@@ -186,8 +189,14 @@ def unit_name(fit: FitOutput) -> str:
 
 def _add_hashes(name: str, folder: str, frames: Sequence[pd.DataFrame], out: Gathered) -> None:
     """Add content hashes of the stimulus files."""
-    wanted = {a if a != "n/a" else s for f in frames for a, s in zip(f["alias"], f["stimulus"], strict=True)}
-    found = hash_stimuli(folder, sorted(wanted))
+    names = {}  # as in the events -> as in the collection
+    for frame in frames:
+        for alias, stim in zip(frame["alias"], frame["stimulus"], strict=True):
+            names[alias if alias != "n/a" else stim] = stim
+    wanted = set(names)
+    contents = hash_stimuli(folder, sorted(wanted))
+    found = contents.hashes
+    out.movies.update({(name, names[shown]): its for shown, its in contents.frames.items()})
     for frame in frames:
         shown = [a if a != "n/a" else s for a, s in zip(frame["alias"], frame["stimulus"], strict=True)]
         frame["sha256"] = [found.get(stim, "n/a") for stim in shown]

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -98,6 +98,7 @@ def seal(
         same_name=settings.same_name,
     )
     split = _split(identity, shown_of(identity), gathered, settings)
+    split = without_shared_frames(split, identity, gathered.movies)
     there = set() if collection is None else {*collection.keys, *collection.pending}
     tables = {
         "participants": _participants(pool, gathered, there, failed),
@@ -163,6 +164,46 @@ def _split(identity: Identity, shown: pd.DataFrame, gathered: Gathered, settings
         threshold=settings.similarity_threshold,
         artificial=set(artificial),
     )
+
+
+def without_shared_frames(
+    split: Split, identity: Identity, movies: Mapping[tuple[str, str], Sequence[str]]
+) -> Split:
+    """Drop from train the movies that share a frame with a test movie: cuts of one recording.
+
+    Parameters
+    ----------
+    split : Split
+    identity : Identity
+    movies : mapping of (dataset, name) to sequence of str
+        Frame hashes.
+
+    Returns
+    -------
+    Split
+        The same where no two movies share a frame.
+    """
+    from conform_app.mosaic import overlapping_movies
+
+    known = {
+        (d, n): s
+        for d, n, s in zip(*(identity.names[c] for c in ("dataset", "name", "stimulus")), strict=True)
+    }
+    frames = {known[key]: its for key, its in movies.items() if key in known}
+    sides = dict(zip(split.stimuli["stimulus"], split.stimuli["split"], strict=True))
+    reasons = {}
+    for pair in overlapping_movies(frames):
+        for one, other in (pair[:2], pair[1::-1]):
+            if sides.get(one) == "train" and sides.get(other) in ("test", "artificial"):
+                reasons[one] = f"shares {100 * pair[2]:.0f} % of frames with test movie {other}"
+    if not reasons:
+        return split
+    stimuli = split.stimuli.copy()
+    rows = stimuli["stimulus"].isin(list(reasons))
+    stimuli.loc[rows, "reason"] = stimuli.loc[rows, "stimulus"].map(reasons)
+    stimuli.loc[rows, "split"] = "excluded"
+    said = f"{len(reasons)} train movies were dropped because they share frames with a test movie."
+    return replace(split, stimuli=stimuli, account=[*split.account, said])
 
 
 def measure(collection: Collection, keys: Sequence[str]) -> dict[str, dict[str, float]]:
