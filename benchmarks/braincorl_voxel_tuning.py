@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Few images, a new participant: simulated responses from real voxel tuning.
 
-Weights of 7,059 voxels of three BOLD5000 participants (Chang et al. 2019; weights from img2fmri, Bennett et al.)
-are the truth.  Image features are drawn (Gaussian, variance 1/k along random or along the weights' own axes,
-unit norm), responses are linear in them, and noise is added so that a single beta's noise ceiling (share of
-signal variance) is drawn from a Beta distribution of mean 0.3, voxel by voxel; betas are z-scored per voxel.
-Two participants are learned from (1,500 images each, other images than the test participant's), the third is
-adapted to from 20 to 1,000 images.  No method is told the noise.  Score: explained variance of the *noise-free*
-responses to 1,000 further images, mean over voxels.
+Weights of 7,059 voxels of three BOLD5000 participants (Chang et al.  2019; weights from img2fmri, Bennett
+et al.) are the truth.  Image features are drawn (Gaussian, variance 1/k along random or along the weights'
+own axes, unit norm), responses are linear in them, and noise is added so that a single beta's noise ceiling
+(share of signal variance) is drawn from a Beta distribution of mean 0.3, voxel by voxel; betas are z-scored
+per voxel.  Two participants are learned from (1,500 images each, other images than the test participant's),
+the third is adapted to from 20 to 1,000 images.  No method is told the noise.  Score: explained variance of
+the *noise-free* responses to 1,000 further images, mean over voxels.
 
     python benchmarks/braincorl_voxel_tuning.py weights.npz --work FOLDER [--transformer]
 """
@@ -59,7 +59,11 @@ def respond(weights: np.ndarray, features: np.ndarray, rng: np.random.Generator,
     """Noise-free responses and betas (n_voxels, n_images), of unit variance together."""
     signal = weights @ features.T.astype(np.float64)
     signal = (signal - signal.mean(axis=1, keepdims=True)) / signal.std(axis=1, keepdims=True)
-    nc = np.full(len(weights), 0.3) if ceiling == "same" else rng.beta(2, 14 / 3, len(weights)).clip(0.02, 0.95)
+    nc = (
+        np.full(len(weights), 0.3)
+        if ceiling == "same"
+        else rng.beta(2, 14 / 3, len(weights)).clip(0.02, 0.95)
+    )
     signal *= np.sqrt(nc)[:, None]
     noise = np.sqrt(1 - nc)[:, None] * rng.standard_normal(signal.shape)
     return signal.astype(np.float32), (signal + noise).astype(np.float32)
@@ -164,7 +168,9 @@ def main() -> None:
     names = [k for k in rows[0] if isinstance(rows[0][k], float)]
     print("\n| participant | images | " + " | ".join(names) + " |\n|" + "---|" * (len(names) + 2))
     for row in rows:
-        print(f"| {row['participant']} | {row['images']} | " + " | ".join(f"{row[k]:.3f}" for k in names) + " |")
+        print(
+            f"| {row['participant']} | {row['images']} | " + " | ".join(f"{row[k]:.3f}" for k in names) + " |"
+        )
     (args.work / f"{args.axes}_{args.ceiling}.json").write_text(json.dumps(rows, indent=1))
 
 

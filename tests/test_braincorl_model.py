@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import zlib
@@ -171,7 +172,9 @@ def test_every_spelling_of_a_checkpoint_is_read(spelling: str, tmp_path: Path) -
     else:
         prefix = "model." if spelling == "lightning_prefixed" else ""
         path = tmp_path / "x.ckpt"
-        torch.save({"epoch": 3, "state_dict": {prefix + k: v for k, v in state.items()}}, path)
+        kept = {"args": argparse.Namespace(lr=1e-4, work_base=Path("somewhere"))}
+        named = {prefix + k: v for k, v in state.items()}
+        torch.save({"epoch": 3, "hyper_parameters": kept, "state_dict": named}, path)
     again = load_model(path, None if spelling == "safetensors" else SMALL["small_a"])
     assert again.sizes == SMALL["small_a"]
     assert not again.training

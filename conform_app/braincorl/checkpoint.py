@@ -10,12 +10,14 @@ the caller.
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import pickle
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, replace
-from pathlib import Path
+from pathlib import Path, PosixPath, PurePosixPath
 from typing import Any
 
 from conform_app.braincorl.model import PRESETS, BraInCoRL, ModelSizes, as_sizes
@@ -100,7 +102,8 @@ def read_state_dict(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
             ) from error
         return state, card
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
+        with _harmless_classes():
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise FileFaultError(
             f"{path} holds more than tensors, or is no checkpoint; it is not opened: a pickle can run code.",
@@ -128,6 +131,14 @@ def save_model(model: BraInCoRL, path: Path | str, card: dict[str, Any] | None =
     save_file(state, part, metadata={"card": json.dumps(card, sort_keys=True)})
     part.replace(path)
     return path
+
+
+def _harmless_classes() -> Any:
+    """Let the weights-only reader make what Lightning keeps beside the weights: plain records and paths."""
+    from torch import serialization
+
+    allow = getattr(serialization, "safe_globals", None)  # torch 2.5 and later
+    return allow([argparse.Namespace, PosixPath, PurePosixPath]) if allow else nullcontext()
 
 
 def _plain_keys(state: dict[str, Any]) -> dict[str, Any]:
