@@ -192,7 +192,10 @@ def open_brain(
     if not meshes and own:
         from conform_app.reports.cortex import own_meshes
 
-        meshes, geometry = own_meshes(own, where), "this participant's middle surface, inflated"
+        meshes, geometry = (
+            own_meshes(own, where),
+            "the middle surface among this participant's files, inflated",
+        )
     return Brain(
         kind,
         (mask.size,),
