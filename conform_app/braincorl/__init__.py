@@ -15,6 +15,7 @@ from typing import Any
 _HOMES = {
     "Adapted": "adapting",
     "adapt": "adapting",
+    "from_collection": "participants",
     "Prior": "prior",
     "fit_prior": "prior",
     "fit_five_fold_ridge": "ridge",

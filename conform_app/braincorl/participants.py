@@ -8,13 +8,13 @@ betas)``.  Features are ``(n_images, E)``, betas ``(n_voxels, n_images)``; betas
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from conform_app.braincorl.checks import check_betas, check_features
+from conform_app.braincorl.checks import check_betas, check_features, match_names
 from conform_app.errors import DataError
 
 BLOCK = 4096
@@ -86,6 +86,64 @@ def as_participants(source: Any) -> list[Participant]:
             "Use one feature extractor for all.",
         )
     return found
+
+
+def from_collection(
+    collection: Any,
+    names: Sequence[str],
+    features: np.ndarray,
+    *,
+    split: str | None = "train",
+    participants: Sequence[str] | None = None,
+    vertices: Any = None,
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Features and betas per participant of a merged collection, repeats of a stimulus averaged.
+
+    Parameters
+    ----------
+    collection : object
+        With ``keys`` (participants), ``select(key, split=)`` (row numbers of its trials), ``trials(key)`` (a
+        table with column ``stimulus``) and ``betas(key, trials, vertices) -> (n_trials, n_vertices)``.
+    names : sequence of str
+        Stimulus of each row of ``features``.
+    features : array (n_stimuli, E)
+        Unit norm.
+    split : str or None
+        Side of the collection's split; None: all trials.
+    participants : sequence of str, optional
+    vertices : optional
+        Which vertices are read; all by default.
+
+    Returns
+    -------
+    dict of str to (features (n_images, E), betas (n_vertices, n_images))
+        Stimuli in the order of first presentation.
+
+    Raises
+    ------
+    DataError
+        A stimulus without features, or a participant without trials on this side.
+    """
+    features = check_features(features)
+    out = {}
+    for key in participants if participants is not None else collection.keys:
+        rows = np.asarray(collection.select(key, split=split), int)
+        if not rows.size:
+            raise DataError(
+                f"{key} has no trials on side {split!r} of the split.", "Leave this participant out."
+            )
+        shown = np.asarray(collection.trials(key)["stimulus"], str)[rows]
+        stimuli, first, of = np.unique(shown, return_index=True, return_inverse=True)
+        order = np.argsort(first)
+        place = np.argsort(order)[of]
+        total = None
+        for start in range(0, len(rows), BLOCK):
+            part = np.asarray(collection.betas(key, rows[start : start + BLOCK], vertices), np.float64)
+            total = np.zeros((len(stimuli), part.shape[1])) if total is None else total
+            np.add.at(total, place[start : start + BLOCK], part)
+        mean = total / np.bincount(place)[:, None]
+        out[key] = features[match_names(names, stimuli[order])], mean.T.astype(np.float32)
+    return out
 
 
 def _items(source: Any) -> Iterator[tuple[str, Any, Any]]:
