@@ -296,6 +296,22 @@ def test_vertices_without_a_value_are_merged_and_on_record(sites, tmp_path):
     assert np.isfinite(collection.betas("sub-01_Alpha")).all()
 
 
+def test_as_many_points_elsewhere_are_refused(sites, tmp_path):
+    results = copy_of(sites, tmp_path, "Gamma", "Beta")
+    for path in (results / "results" / "Gamma" / "sub-02").rglob("*fsLR*stat-effect_desc-typeD*.dscalar.nii"):
+        image = nib.load(path)
+        maps, points = (image.header.get_axis(k) for k in (0, 1))
+        half = len(points) // 2
+        moved = nib.cifti2.BrainModelAxis.from_surface(np.arange(half) + 100, 32492, "CortexLeft")
+        moved += nib.cifti2.BrainModelAxis.from_surface(np.arange(half) + 100, 32492, "CortexRight")
+        nib.save(nib.Cifti2Image(image.get_fdata().astype(np.float32), header=(maps, moved)), path)
+    out = tmp_path / "out"
+    assert group(sites, results, out, names=("Beta", "Gamma")) == 0
+    status, there, reason = state(out)["sub-02_Gamma"]
+    assert (status, there) == ("refused", "false")
+    assert "not those of sub-01_Beta" in reason
+
+
 def test_two_datasets_with_one_name(sites, tmp_path, capsys):
     argv = ["x", str(tmp_path / "out"), "group", "-d", f"conform_A={sites / 'results' / 'Alpha'}"]
     assert main([*argv, f"a={sites / 'results' / 'Beta'}"]) == 64

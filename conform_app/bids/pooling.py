@@ -113,7 +113,7 @@ def make_pool(
     if reference is None:
         reference = _most_common(usable, space)
     reference.setdefault("preprocessing_version", _most_common(usable, space).get("preprocessing_version"))
-    members = [_judge_method(member, reference) for member in members]
+    members = _judge_grids([_judge_method(member, reference) for member in members])
     allowed = ("compatible", "compliant") if settings.pool == "compliant" else ("compatible",)
     members = [replace(member, merged=member.status in allowed) for member in members]
     return Pool(tuple(members), space, reference, tuple(_account(members, space, why)))
@@ -257,6 +257,23 @@ def _judge_method(member: Member, reference: dict[str, Any]) -> Member:
         )
         return replace(member, reasons=(told,))
     return member
+
+
+def _judge_grids(members: Sequence[Member]) -> list[Member]:
+    """Refuse those whose points are others than the first one's, though as many."""
+    from conform_app.images import MapRows, grid_difference
+
+    judged, first = [], None
+    for member in members:
+        if member.status != "refused":
+            grid = MapRows(member.fits[0].files(f"betas_type{member.beta_type}")).grid
+            first = first or (member.key, grid)
+            difference = grid_difference(first[1], grid)
+            if difference:
+                reason = f"its points are not those of {first[0]}: {difference}"
+                member = replace(member, status="refused", reasons=(reason,))
+        judged.append(member)
+    return judged
 
 
 def _text(value: Any) -> str:
