@@ -261,6 +261,24 @@ def _fetch(template: str, name: str) -> None:
         return
 
 
+def wanted_files() -> list[tuple[str, str]]:
+    """Return (template, file name) of all that the surface spaces may ask for."""
+    files = [("MNI152NLin6Asym", "tpl-MNI152NLin6Asym_res-02_atlas-HCP_dseg.nii.gz")]
+    for hemi in "LR":
+        fslr = ("den-32k_sphere.surf.gii", "den-32k_desc-nomedialwall_dparc.label.gii")
+        files += [("fsLR", f"tpl-fsLR_hemi-{hemi}_{name}") for name in fslr]
+        files.append(("fsLR", f"tpl-fsLR_space-fsaverage_hemi-{hemi}_den-32k_sphere.surf.gii"))
+        for density in ("3k", "10k", "41k", "164k"):
+            names = ("sphere", "white", "pial")
+            files += [("fsaverage", f"tpl-fsaverage_hemi-{hemi}_den-{density}_{n}.surf.gii") for n in names]
+    return files
+
+
+def fetch_all() -> list[str]:
+    """Fetch every file of :func:`wanted_files`; return the names that could not be had."""
+    return [name for template, name in wanted_files() if _get(template, name) is None]
+
+
 @cache
 def online() -> bool:
     """Whether TemplateFlow's store answers; behind a proxy it is taken to."""
