@@ -8,11 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-torch = pytest.importorskip("torch")
-pytest.importorskip("himalaya")
-
-from conform_app.braincorl import (  # noqa: E402
+from conform_app.braincorl import (
     BraInCoRL,
     ModelSizes,
     adapt,
@@ -20,8 +18,8 @@ from conform_app.braincorl import (  # noqa: E402
     transformer_weights,
     unit_norm,
 )
-from conform_app.braincorl.evaluation import explained_variance  # noqa: E402
-from conform_app.errors import CannotCreateError, DataError, UsageError  # noqa: E402
+from conform_app.braincorl.evaluation import explained_variance
+from conform_app.errors import CannotCreateError, DataError, UsageError
 
 E = 24
 SIZES = ModelSizes(E, 16, 2, 16, 2, 2)

@@ -3,13 +3,9 @@
 
 from __future__ import annotations
 
-
 import numpy as np
 import pandas as pd
 import pytest
-
-pytest.importorskip("zarr")
-pytest.importorskip("himalaya")
 
 from conform_app.braincorl import adapt, evaluate, fit_prior, from_collection, unit_norm
 from conform_app.errors import DataError

@@ -7,8 +7,6 @@ import numpy as np
 import pytest
 from scipy import stats
 
-pytest.importorskip("himalaya")
-
 from conform_app.braincorl import adapt, evaluate, fit_prior, learning_curve, score, unit_norm
 from conform_app.braincorl.understanding import (
     category_contrast,
@@ -108,7 +106,8 @@ def test_learning_curves_rise_and_say_how_many_images_are_needed(world) -> None:
 
 
 def test_importance_is_the_attention_of_the_readout() -> None:
-    torch = pytest.importorskip("torch")
+    import torch
+
     from conform_app.braincorl import BraInCoRL, ModelSizes
 
     torch.manual_seed(0)

@@ -72,7 +72,8 @@ def test_a_video_is_the_mean_of_its_frames(pictures: list[Path]) -> None:
 
 
 def test_precomputed_features_are_read_with_their_names(tmp_path: Path) -> None:
-    h5py = pytest.importorskip("h5py")
+    import h5py
+
     names, features = ["a", "b", "c"], np.arange(12, dtype=np.float32).reshape(3, 4)
     np.savez(tmp_path / "f.npz", names=names, features=features)
     np.save(tmp_path / "f.npy", features)

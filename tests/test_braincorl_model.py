@@ -11,11 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-torch = pytest.importorskip("torch")
-
-from conform_app.braincorl import PRESETS, BraInCoRL, ModelSizes, load_model, save_model  # noqa: E402
-from conform_app.errors import DataError, FileFaultError, NoInputError, UsageError  # noqa: E402
+from conform_app.braincorl import PRESETS, BraInCoRL, ModelSizes, load_model, save_model
+from conform_app.errors import DataError, FileFaultError, NoInputError, UsageError
 
 HERE = Path(__file__).parent / "data" / "braincorl"
 SMALL = {

@@ -141,7 +141,6 @@ def test_blocks_of_voxels_change_nothing() -> None:
 
 
 def test_a_prior_survives_its_file(tmp_path: Path) -> None:
-    pytest.importorskip("safetensors")
     _, weights, _, _ = world(6)(500, 20, 1.0)
     prior = fit_prior(np.column_stack([weights, np.zeros(len(weights))]), n_components=2)
     again = Prior.load(prior.save(tmp_path / "prior.safetensors"))

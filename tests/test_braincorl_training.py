@@ -11,11 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-torch = pytest.importorskip("torch")
-pytest.importorskip("safetensors")
-
-from conform_app.braincorl import (  # noqa: E402
+from conform_app.braincorl import (
     ModelSizes,
     Stage,
     TrainSettings,
@@ -24,9 +22,9 @@ from conform_app.braincorl import (  # noqa: E402
     train,
     unit_norm,
 )
-from conform_app.braincorl.participants import as_participants  # noqa: E402
-from conform_app.braincorl.sampling import RealVoxels  # noqa: E402
-from conform_app.errors import CannotCreateError, DataError, UsageError  # noqa: E402
+from conform_app.braincorl.participants import as_participants
+from conform_app.braincorl.sampling import RealVoxels
+from conform_app.errors import CannotCreateError, DataError, UsageError
 
 ROOT = Path(__file__).resolve().parents[1]
 SIZES = ModelSizes(8, 16, 2, 16, 2, 2)
