@@ -29,7 +29,8 @@ def test_default_recovers_better_than_the_average_and_every_truncating_preset(sh
     population = fit_psn(data, threshold="global", gsn=gsn)
     assert population.cv_error.argmin() == population.threshold
     got = error(population.denoised, truth)
-    assert got <= min(error(fit_psn(data, mode=m, gsn=gsn).denoised, truth) for m in ("standard", "aggressive"))
+    presets = [error(fit_psn(data, mode=m, gsn=gsn).denoised, truth) for m in ("standard", "aggressive")]
+    assert got <= min(presets)
 
 
 def test_few_conditions():

@@ -111,7 +111,9 @@ def outputs_page() -> str:
 def _group_rows() -> list[tuple[str, str, str]]:
     from conform_app.bids.naming import group_name, group_products
 
-    return [(key, group_name(key, "fsLR:den-91k"), row["description"]) for key, row in group_products().items()]
+    return [
+        (key, group_name(key, "fsLR:den-91k"), row["description"]) for key, row in group_products().items()
+    ]
 
 
 PAGES = {"settings.md": settings_page, "outputs.md": outputs_page}

@@ -13,6 +13,7 @@ import numpy as np
 from conform_app.errors import NoInputError, UsageError
 from conform_app.mosaic import growth, layout
 from conform_app.mosaic.place import Place
+from conform_app.mosaic.selection import Selection, indices
 from conform_app.mosaic.shards import Grain, ShardReader
 from conform_app.mosaic.split import side_of_trials
 from conform_app.mosaic.tables import parse
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from conform_app.mosaic.torch_data import TrialDataset
-
-Selection = int | slice | Sequence[int] | np.ndarray | None
 
 
 class CollectionReader:
@@ -229,8 +228,8 @@ class CollectionReader:
             self._readers[participant] = reader
         if type(trials) is int and vertices is None and 0 <= trials < reader.grain.n_trials:
             return reader.read(np.array([trials]), None)
-        rows = _indices(trials, reader.grain.n_trials, "trial")
-        columns = None if vertices is None else _indices(vertices, self.n_vertices, "vertex")
+        rows = indices(trials, reader.grain.n_trials, "trial")
+        columns = None if vertices is None else indices(vertices, self.n_vertices, "vertex")
         return reader.read(np.arange(reader.grain.n_trials) if rows is None else rows, columns)
 
     def select(
@@ -434,24 +433,3 @@ class CollectionReader:
             cache.clear() if key is None else cache.pop(key, None)
         self._tables.clear()
         self.__dict__.pop("_sides", None)
-
-
-def _indices(given: Selection, n: int, what: str) -> np.ndarray | None:
-    """Indices of a selection, checked."""
-    if given is None:
-        return None
-    if isinstance(given, slice):
-        return np.arange(n)[given]
-    index = np.atleast_1d(np.asarray(given))
-    if index.size == 0:
-        return np.zeros(0, np.int64)
-    if index.dtype == bool:
-        if index.shape != (n,):
-            raise UsageError(f"A mask of {index.size} values does not go with {n}.", f"One per {what}.")
-        return np.flatnonzero(index)
-    if index.ndim != 1 or not np.issubdtype(index.dtype, np.integer):
-        raise UsageError(f"{given!r} selects no {what}.", "Give an int, a slice, integers or a mask.")
-    index = np.where(index < 0, index + n, index)
-    if ((index < 0) | (index >= n)).any():
-        raise UsageError(f"A {what} index is out of range 0..{n - 1}.", "Look at .trials and .n_vertices.")
-    return index.astype(np.int64)
