@@ -12,6 +12,7 @@ from typing import Any
 
 from conform_app.errors import CannotCreateError
 from conform_app.reports.groupsections import MAKERS, Book, GroupData, merged_of
+from conform_app.reports.rendering import render
 from conform_app.reports.style import figure_style
 from conform_app.reports.wording import count, shown_version
 
@@ -52,7 +53,8 @@ def build_group_report(
             parts = [make(data, book) for make in MAKERS]
             book.sweep()
         page = Path(output_dir) / "group.html"
-        html = _render(
+        html = render(
+            "group.html",
             parts=parts,
             lead=_lead(data),
             tiles=_tiles(data),
@@ -105,16 +107,3 @@ def _css() -> str:
     text = files("conform_app.reports").joinpath("template.html").read_text(encoding="utf-8")
     found = re.search(r"<style>(.*?)</style>", text, re.DOTALL)
     return found.group(1) if found else ""
-
-
-def _render(**context: Any) -> str:
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader("conform_app.reports", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("group.html").render(**context)

@@ -14,6 +14,7 @@ from conform_app.reports import denoising, sections
 from conform_app.reports.citations import markdown_to_html, read_bibliography
 from conform_app.reports.cortex import cortex
 from conform_app.reports.products import FigureBook, Products, Section
+from conform_app.reports.rendering import render
 from conform_app.reports.style import figure_style
 from conform_app.reports.wording import clock, count, joined, number, psn_kept, range_of, shown_version
 
@@ -80,7 +81,8 @@ def build_report(
         with figure_style():
             for position, record in enumerate(records):
                 views.append(_view(output_dir, subject, position, record, problems))
-        html = _render(
+        html = render(
+            "template.html",
             subject=subject,
             fits=views,
             problems=problems,
@@ -281,16 +283,3 @@ def _methods(output_dir: Path) -> str:
         return ""
     known = read_bibliography(references.read_text(encoding="utf-8")) if references.is_file() else {}
     return markdown_to_html(text.read_text(encoding="utf-8"), known)
-
-
-def _render(**context: Any) -> str:
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader("conform_app.reports", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("template.html").render(**context)
