@@ -4,9 +4,7 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping, Sequence
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -60,10 +58,9 @@ def build_group_report(
             tiles=_tiles(data),
             account=list(data.summary.get("account", ())),
             warnings=list(data.summary.get("warnings", ())),
-            problems=[dict(error) for error in errors],
+            problems=[{"where": error.get("fit"), "detail": "", **error} for error in errors],
             run_info=list((run_info or {}).items()),
             version=shown_version((run_info or {}).get("version", "")),
-            css=_css(),
         )
         temporary = page.with_name(f".{page.name}.{os.getpid()}.tmp")
         temporary.write_text(html, encoding="utf-8")
@@ -100,10 +97,3 @@ def _tiles(data: GroupData) -> list[tuple[str, str]]:
     if most is not None:
         tiles.append((f"{most:.3f}", "largest train–test similarity"))
     return tiles
-
-
-def _css() -> str:
-    """The style of the participants' page."""
-    text = files("conform_app.reports").joinpath("template.html").read_text(encoding="utf-8")
-    found = re.search(r"<style>(.*?)</style>", text, re.DOTALL)
-    return found.group(1) if found else ""

@@ -82,7 +82,7 @@ def build_report(
             for position, record in enumerate(records):
                 views.append(_view(output_dir, subject, position, record, problems))
         html = render(
-            "template.html",
+            "participant.html",
             subject=subject,
             fits=views,
             problems=problems,
