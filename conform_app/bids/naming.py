@@ -219,17 +219,18 @@ def anat_name(key: str, labels: Mapping[str, Any]) -> str:
     Parameters
     ----------
     key : str
-        ``resampling`` or ``midthickness``.
+        ``sampling`` (volume to mesh, in ``func``), ``resampling`` (mesh to mesh) or ``midthickness``.
     labels : mapping
-        ``sub``, ``hemi``, ``space`` and, where they apply, ``ses``, ``den``, ``desc``.
+        ``sub``, ``hemi`` and, where they apply, ``ses``, ``task``, ``acq``, ``run``, ``den``, ``desc``; then
+        ``from``, ``to`` and ``mode`` of a sampling, else ``space``.
     """
     row = _table()["anat"][key]
     clean = {name: _clean(name, value) for name, value in labels.items() if value}
-    if row["suffix"] == "xfm":
+    if key == "resampling":
         clean |= {"from": "fsnative", "to": clean.pop("space"), "mode": "points"}
-    order = ("sub", "ses", "hemi", "space", "den", "from", "to", "mode", "desc")
+    order = ("sub", "ses", "task", "acq", "run", "hemi", "space", "den", "from", "to", "mode", "desc")
     stem = "_".join(f"{name}-{clean[name]}" for name in order if name in clean)
-    return f"{_folder(clean)}/anat/{stem}_{row['suffix']}{row['extension']}"
+    return f"{_folder(clean)}/{row.get('folder', 'anat')}/{stem}_{row['suffix']}{row['extension']}"
 
 
 def figure_name(desc: str, entities: Mapping[str, Any], extension: str = ".svg") -> str:
