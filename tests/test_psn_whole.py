@@ -79,9 +79,12 @@ def test_sample_space_with_missing_trials_and_wrong_options():
     for wrong in ({"threshold": "unit"}, {"shrink": True}, {"mode": "auto"}):
         with pytest.raises(UsageError):
             fit_sample_space(data, **wrong)
-    data[3, 10, 2] = np.nan
+    data[3, 10, 2] = np.nan  # left out, and as it was
+    exact, dual = fit_psn(data, mode="wiener", shrink=False), fit_sample_space(data)
+    np.testing.assert_array_equal(dual.valid, exact.valid)
+    assert relative(dual.denoised, exact.denoised) < 1e-5
     with pytest.raises(DataError):
-        fit_sample_space(data)
+        fit_sample_space(np.full((5, 4, 3), 7.0))
 
 
 @pytest.mark.parametrize(

@@ -9,17 +9,19 @@ from conform_app.psn.covariance import GSNResult, fit_gsn
 from conform_app.psn.estimator import fit_psn
 from conform_app.psn.parcels import ParcelFit, fit_parcels
 from conform_app.psn.result import PSNResult
-from conform_app.psn.samplespace import fit_sample_space
+from conform_app.psn.wide import WideFit, fit_sample_space, fit_wide
 
 __all__ = [
     "PSN",
     "GSNResult",
     "PSNResult",
     "ParcelFit",
+    "WideFit",
     "fit_gsn",
     "fit_parcels",
     "fit_psn",
     "fit_sample_space",
+    "fit_wide",
 ]
 
 

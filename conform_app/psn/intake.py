@@ -57,7 +57,7 @@ def usable_data(data: np.ndarray, *, keep_partial: bool = False, keep_all: bool 
         there = ~np.isnan(data).any(axis=0)
         valid = np.ones(len(data), dtype=bool)
     else:
-        there, valid = _select(data, keep_partial)
+        there, valid = select_units(data, keep_partial)
     counts = there.sum(axis=1)
     if not keep_partial and (counts == 0).any():
         raise DataError(
@@ -90,7 +90,14 @@ def as_responses(data: np.ndarray) -> np.ndarray:
     return data
 
 
-def _select(data: np.ndarray, keep_partial: bool) -> tuple[np.ndarray, np.ndarray]:
+def select_units(data: np.ndarray, keep_partial: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Trials (n_conditions, n_trials) and units (n_units,) to use; see the module's text.
+
+    Raises
+    ------
+    DataError
+        If no unit is left.
+    """
     missing = np.isnan(data)
     valid = ~np.isinf(data).any(axis=(1, 2)) & ~missing.all(axis=(1, 2))
     if valid.any():
