@@ -127,7 +127,7 @@ class FitWriter:
             key,
             self.plan.entities,
             grid=self.grid,
-            sources=self.plan.input_files(),
+            sources=[*self.plan.input_files(), *(self.plan.atlas if key.startswith("psn") else ())],
             roots=self.dataset["roots"],
             output_dir=self.root,
             configuration_hash=self.dataset["digest"],
@@ -303,7 +303,7 @@ def _write_psn(writer: FitWriter, path: Path, meta: Mapping[str, Any]) -> None:
     writer.store("psn_model", model, {name: value for name, value in meta.items() if name != "seconds"})
     columns: dict[str, list[Any]] = {"block": [], "index": [], "signal_variance": [], "noise_variance": []}
     columns |= {"cv_error": [], "kept": []}
-    for block in (n for n in range(meta["n_parcels"]) if f"model_{n}_axes" in psn):
+    for block in (n for n in range(meta["n_parcels"]) if f"model_{n}_signal_var" in psn):
         for name, values in _dimensions(psn, block).items():
             columns[name].extend(values)
     writer.table("psn_dimensions", columns)
@@ -371,7 +371,7 @@ def _record(
         psn = load_arrays(
             psn_file, "model_0_signal_var", "model_0_noise_var", "model_0_cv_error", "model_0_threshold"
         )
-        names = ("mode", "basis", "level", "criterion", "n_dims", "n_parcels", "glm_type")
+        names = ("mode", "basis", "level", "criterion", "n_dims", "n_parcels", "parcels", "glm_type")
         choices["psn"] = {name: psn_meta[name] for name in names}
         curves["psn"] = {name.removeprefix("model_0_"): values for name, values in psn.items()}
         choices["psn"]["held_out_error"] = psn_meta["held_out_error"]

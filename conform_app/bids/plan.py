@@ -90,6 +90,8 @@ class FitPlan:
         Age, sex and the like, as ``participants.tsv`` has them.
     surface : SurfacePlan or None
         How volumes are carried to the surface that the fit is of; None where the files are of `space`.
+    atlas : tuple of str
+        Files of the atlas whose regions PSN denoises.
     """
 
     name: str
@@ -112,6 +114,7 @@ class FitPlan:
     warnings: tuple[str, ...]
     surface: SurfacePlan | None = None
     participant: dict[str, str] = field(default_factory=dict)
+    atlas: tuple[str, ...] = ()
 
     @property
     def n_trials(self) -> int:
@@ -192,6 +195,7 @@ def read_plan(path: Path) -> FitPlan:
     for key in ("sessions", "conditions", "warnings"):
         content[key] = tuple(content[key])
     content["surface"] = from_dict(content.get("surface"))
+    content["atlas"] = tuple(content.get("atlas", ()))
     return FitPlan(runs=runs, **content)
 
 

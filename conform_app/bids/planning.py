@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from conform_app.bids.acquisition import describe_participant, describe_run
+from conform_app.bids.atlas import with_atlas
 from conform_app.bids.carried import plan_surface
 from conform_app.bids.inputs import Fit, RunInput
 from conform_app.bids.plan import FitPlan, RunPlan
@@ -88,7 +89,7 @@ def make_plan(fit: Fit, events: EventSettings, model: ModelSettings, *, roots: M
         warnings=(*warnings, *told, *table.warnings, *_origin(fit, roots)),
         surface=surface,
     )
-    return _completed(plan, model)
+    return with_atlas(_completed(plan, model), model)
 
 
 def _open_runs(fit: Fit) -> tuple[list[Any], list[str]]:

@@ -34,7 +34,7 @@ def fingerprint(plan: FitPlan, roots: Mapping[str, str]) -> dict[str, list[int]]
         The input datasets; paths are kept relative to them, so that a container's mount points do not count.
     """
     out = {}
-    for path in plan.input_files():
+    for path in (*plan.input_files(), *plan.atlas):
         stat = os.stat(path)
         out[short_path(path, roots)] = [stat.st_size, int(stat.st_mtime)]
     return out

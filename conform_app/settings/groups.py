@@ -216,6 +216,14 @@ class ModelSettings:
         choices=("population", "unit"),
         alters=True,
     )
+    psn_parcels: tuple[str, ...] = option(
+        ("blocks",),
+        "voxels that PSN denoises together: compact blocks, the regions of an atlas on the grid of the data "
+        "(NIfTI, one .label.gii a hemisphere, or .dlabel.nii), or none: all voxels at once",
+        many=True,
+        metavar="blocks|none|FILE",
+        alters=True,
+    )
     psn_type: str = option(
         "B",
         "single-trial betas that PSN is fed (the last type there is, where this one is not)",

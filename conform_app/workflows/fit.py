@@ -83,6 +83,7 @@ def init_fit_wf(
         glm.inputs.side_files = plan.side_files()
     reliability = node(Reliability(**common), "reliability", gib / 2)
     psn = node(PSNDenoise(model=settings, **common), "psn", gib / 2)
+    psn.inputs.atlas_files = list(plan.atlas)
     write = node(
         WriteDerivatives(model=settings, dataset=dataset, save_residuals=save_residuals, **common),
         "write",
