@@ -8,15 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from nipype.interfaces.base import File, traits
+from nipype.interfaces.base import File, InputMultiObject, traits
 from threadpoolctl import threadpool_limits
 
+from conform_app.bids.atlas import SPAN_MODES, check_whole, labels_of
 from conform_app.bids.plan import FitPlan, point_coordinates
 from conform_app.images.arrays import load_arrays, load_meta, save_arrays
 from conform_app.interfaces.base import FitInterface, PlanInputSpec
 from conform_app.interfaces.reliability import z_scored
 from conform_app.psn.heldout import HeldOut, held_out
-from conform_app.psn.parcels import ParcelFit, bisect, fit_parcels
+from conform_app.psn.parcels import ParcelFit, bisect, fit_parcels, from_labels
+from conform_app.psn.wide import WideFit, fit_wide
 from conform_app.reliability import arrange_repeats
 
 
@@ -25,6 +27,7 @@ class PSNInputSpec(PlanInputSpec):
 
     glm_file = File(exists=True, mandatory=True, desc="arrays of the GLMsingle step")
     model = traits.Dict(mandatory=True, desc="ModelSettings as a dictionary")
+    atlas_files = InputMultiObject(File(exists=True), desc="the plan's atlas, so that its change is noticed")
 
 
 class PSNDenoise(FitInterface):
@@ -43,16 +46,23 @@ class PSNDenoise(FitInterface):
         valid = stored["valid"]
         scores, mean, sd = scaled(stored[f"betas_{glm_type}"][valid], plan, model["psn_scale"])
         repeats = arrange_repeats(scores, plan.condition, n_conditions=len(plan.conditions))
-        parcel = bisect(point_coordinates(plan, stored["points"])[valid])
+        parcel, parcels = choose_parcels(plan, stored["points"], valid, model)
         options = {"mode": model["psn"]}
         if model["psn"] == "cv":
             options["threshold"] = model["psn_level"]
-        with threadpool_limits(1):  # blocks side by side, each on one thread
-            fit = fit_parcels(repeats, parcel, n_jobs=self.inputs.n_threads, **options)
-            test = held_out(repeats, parcel, options, n_jobs=self.inputs.n_threads)
+        wide = parcels["kind"] == "none" and model["psn"] in SPAN_MODES
+        n_jobs = self.inputs.n_threads
+
+        def denoise(data: np.ndarray, parcel: np.ndarray) -> ParcelFit | WideFit:
+            return fit_wide(data, **options) if wide else fit_parcels(data, parcel, n_jobs=n_jobs, **options)
+
+        with threadpool_limits(n_jobs if wide else 1):  # blocks side by side, each on one thread
+            fit = denoise(repeats, parcel)
+            test = held_out(repeats, parcel, denoise)
         arrays = in_unit_of_betas(fit, mean, sd) | {"parcel": parcel, "valid": valid, "mean": mean, "sd": sd}
         arrays |= {"reliability": test.reliability, "reliability_before": test.before}
-        meta = describe(fit, test, model) | {"glm_type": glm_type, "seconds": time.monotonic() - start}
+        meta = describe(fit, test, model, parcels)
+        meta |= {"glm_type": glm_type, "seconds": time.monotonic() - start}
         return {"out_file": str(save_arrays(out, arrays, meta))}
 
 
@@ -67,7 +77,26 @@ def scaled(betas: np.ndarray, plan: FitPlan, scale: str) -> tuple[np.ndarray, np
     return betas, nothing, nothing + 1
 
 
-def in_unit_of_betas(fit: ParcelFit, mean: np.ndarray, sd: np.ndarray) -> dict[str, np.ndarray]:
+def choose_parcels(
+    plan: FitPlan, points: np.ndarray, valid: np.ndarray, model: dict[str, Any]
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """Voxels that are denoised together: the parcel of each voxel, and what the parcels are."""
+    if not plan.atlas and tuple(model.get("psn_parcels", ())) == ("none",):
+        check_whole(model["psn"], int(valid.sum()), plan.name)
+        return np.zeros(int(valid.sum()), dtype=int), {"kind": "none"}
+    place = point_coordinates(plan, points)[valid]
+    if not plan.atlas:
+        return bisect(place), {"kind": "blocks"}
+    labels = labels_of(plan, points)[valid]
+    return from_labels(labels, place), {
+        "kind": "atlas",
+        "files": [Path(path).name for path in plan.atlas],
+        "n_labels": int(np.unique(labels[labels > 0]).size),
+        "n_unlabelled": int((labels == 0).sum()),
+    }
+
+
+def in_unit_of_betas(fit: ParcelFit | WideFit, mean: np.ndarray, sd: np.ndarray) -> dict[str, np.ndarray]:
     """Maps and models of the fit; averages and variances are taken back to the unit of the betas."""
     out = {
         name: (getattr(fit, name) * sd[:, None] + mean[:, None]).astype(np.float32)
@@ -82,7 +111,9 @@ def in_unit_of_betas(fit: ParcelFit, mean: np.ndarray, sd: np.ndarray) -> dict[s
     return out
 
 
-def describe(fit: ParcelFit, test: HeldOut, model: dict[str, Any]) -> dict[str, Any]:
+def describe(
+    fit: ParcelFit | WideFit, test: HeldOut, model: dict[str, Any], parcels: dict[str, Any]
+) -> dict[str, Any]:
     """What was done, for the record."""
     dims = [float(np.nanmedian(fit.n_dims[fit.parcel == number])) for number in range(len(fit.models))]
     return {
@@ -93,6 +124,23 @@ def describe(fit: ParcelFit, test: HeldOut, model: dict[str, Any]) -> dict[str, 
         "level": fit.level,
         "n_dims": dims,
         "n_parcels": len(fit.models),
+        "parcels": parcels | {"estimator": getattr(fit, "estimator", "")},
         "held_out_error": {"before": test.error_before, "after": test.error_after},
-        "account": [*fit.account, *test.account()],
+        "account": [*told(parcels, len(fit.valid)), *fit.account, *test.account()],
     }
+
+
+def told(parcels: dict[str, Any], n_voxels: int) -> list[str]:
+    """Say what the parcels are, where they come from an atlas."""
+    if parcels["kind"] != "atlas":
+        return []
+    unlabelled = parcels["n_unlabelled"]
+    rest = (
+        f"; the {unlabelled:,} of {n_voxels:,} voxels without a label were denoised in compact blocks"
+        if unlabelled
+        else ""
+    )
+    return [
+        f"PSN denoised each of {parcels['n_labels']} regions of the atlas {' and '.join(parcels['files'])} by"
+        f" itself{rest}."
+    ]

@@ -8,6 +8,7 @@ measure to beat.  No trial counts twice, so neither figure flatters PSN.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,8 +39,9 @@ class HeldOut:
         """Say it in a sentence."""
         if not np.isfinite(self.error_before):
             return ["There are too few repeats to test PSN on repeats that it has not seen."]
-        change = 100 * (1 - self.error_after / self.error_before)
-        change = f"{'fell' if change >= 0 else 'rose'} by {abs(change):.0f} %"
+        change = 100 * (self.error_after / self.error_before - 1)
+        size = f"{abs(change):.0f} %" if abs(change) >= 1 else "less than 1 %"
+        change = f"{'rose' if change > 0 else 'fell'} by {size}" if change else "did not change"
         both = np.isfinite(self.before) & np.isfinite(self.reliability)
         r = ""
         if both.any():
@@ -51,7 +53,12 @@ class HeldOut:
         ]
 
 
-def held_out(repeats: np.ndarray, parcel: np.ndarray, options: dict[str, Any], n_jobs: int = 1) -> HeldOut:
+def held_out(
+    repeats: np.ndarray,
+    parcel: np.ndarray,
+    options: dict[str, Any] | Callable[[np.ndarray, np.ndarray], Any],
+    n_jobs: int = 1,
+) -> HeldOut:
     """Hold averages denoised from one half of the repeats against the raw averages of the other half.
 
     Parameters
@@ -60,23 +67,30 @@ def held_out(repeats: np.ndarray, parcel: np.ndarray, options: dict[str, Any], n
         A repeat counts where at least half of the voxels have it.
     parcel : ndarray of shape (n_voxels,)
         Block of each voxel, from 0; blocks are denoised by themselves.
-    options : dict
-        Of :func:`conform_app.psn.fit_psn`.
+    options : dict or callable
+        Options of :func:`conform_app.psn.fit_psn`, or what makes of repeats and parcels a fit with `averages`
+        and `denoised`.
     n_jobs : int
-        Blocks at once.
+        Blocks at once, where options are given.
 
     Returns
     -------
     HeldOut
         Averages over the two directions, or over the one that has trials enough; NaN if none has.
     """
+    if not callable(options):
+        settings = options
+
+        def options(data: np.ndarray, parcel: np.ndarray) -> Any:
+            return fit_parcels(data, parcel, n_jobs=n_jobs, **settings)
+
     there = 2 * np.isfinite(repeats).sum(axis=0) >= len(repeats)
     rank = np.cumsum(there, axis=1) - 1
     halves = [there & (rank % 2 == side) for side in (0, 1)]
     found = [
         result
         for ours, theirs in (halves, halves[::-1])
-        if (result := _one_way(repeats, ours, theirs, parcel, options, n_jobs)) is not None
+        if (result := _one_way(repeats, ours, theirs, parcel, options)) is not None
     ]
     if not found:
         nothing = np.full(len(repeats), np.nan, np.float32)
@@ -92,8 +106,7 @@ def _one_way(
     ours: np.ndarray,
     theirs: np.ndarray,
     parcel: np.ndarray,
-    options: dict[str, Any],
-    n_jobs: int,
+    denoise: Callable[[np.ndarray, np.ndarray], Any],
 ) -> tuple[np.ndarray, np.ndarray, float, float] | None:
     """Correlations and errors of one direction; None where trials do not suffice."""
     both = ours.any(axis=1) & theirs.any(axis=1)
@@ -103,7 +116,7 @@ def _one_way(
     fitted = np.where(ours[both], used, np.nan)
     fitted = fitted[:, :, ours[both].any(axis=0)]
     try:
-        fit = fit_parcels(fitted, parcel, n_jobs=n_jobs, **options)
+        fit = denoise(fitted, parcel)
     except DataError:
         return None
     target = _averages(used, theirs[both])

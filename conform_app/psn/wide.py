@@ -77,6 +77,36 @@ class WideFit:
     data: np.ndarray = field(repr=False)
     span: Span | None = field(repr=False)
 
+    @property
+    def parcel(self) -> np.ndarray:
+        """One parcel holds all units, (n_units,)."""
+        return np.zeros(self.valid.size, dtype=int)
+
+    @property
+    def models(self) -> tuple[WideFit]:
+        """The model of that parcel."""
+        return (self,)
+
+    @property
+    def n_dims(self) -> np.ndarray:
+        """Dimensions kept, effective for the Wiener filter, (n_units,); NaN for units left out."""
+        return np.where(self.valid, float(self.inner.n_dims), np.nan)
+
+    @property
+    def basis(self) -> str:
+        """Name of the basis."""
+        return self.inner.basis_name
+
+    @property
+    def criterion(self) -> str:
+        """How the cut was chosen."""
+        return self.inner.criterion
+
+    @property
+    def level(self) -> str:
+        """The cut, if any, is one for all."""
+        return self.inner.level
+
     def noise(self) -> np.ndarray:
         """Estimate of the noise of every trial: data minus the denoised response of its condition."""
         dtype = self.data.dtype if np.issubdtype(self.data.dtype, np.floating) else np.float64
