@@ -219,6 +219,30 @@ def test_split_and_names_can_be_given(sites, tmp_path):
     assert set(table(out, "trials").query("name == 'alpha00.png'")["alias"]) == {"g1.png"}
 
 
+def test_a_recipe_says_how_its_test_set_is_found(sites, tmp_path, capsys):
+    results = copy_of(sites, tmp_path, "Gamma")
+
+    def recipe(record):
+        record["study"] |= {"own_split_rule": "shared", "own_split_list": "images.csv, column shared"}
+
+    for subject in ("01", "02"):
+        edit_record(results, "Gamma", subject, recipe)
+    alone = ("Gamma",)
+    assert group(sites, results, tmp_path / "a", names=alone, stimuli=False, features=False) == 65
+    said = capsys.readouterr().err
+    assert "Gamma: its test set are the stimuli that several participants saw" in said
+    assert "images.csv, column shared: give it with --split" in said
+    more = ("--split-rule", "stimulus")
+    assert group(sites, results, tmp_path / "b", *more, names=alone, stimuli=False, features=False) == 0
+    assert "not its own. The list of its test set is images.csv" in capsys.readouterr().err
+    for path in (results / "results" / "Gamma" / "sub-02").rglob("*_trials.tsv"):
+        path.write_text(path.read_text().replace("gamma", "own"))  # what two saw is g1.png and g2.png now
+    out = tmp_path / "c"
+    assert group(sites, results, out, names=alone, stimuli=False, features=False) == 0
+    stimuli = table(out, "stimuli").set_index("stimulus")["split"]
+    assert set(stimuli[stimuli == "test"].index) == {"g1.png", "g2.png"}
+
+
 def test_other_space_is_refused_with_the_reason(sites, tmp_path):
     out = tmp_path / "out"
     assert group(sites, sites, out, "--pool-space", "fsaverage") == 0

@@ -230,6 +230,14 @@ def test_farthest_takes_the_largest_median_distances():
     np.testing.assert_allclose(median_distance(Embeddings.of(vectors).vectors), distance, atol=1e-6)
 
 
+def test_shared_stimuli_are_those_that_several_participants_saw():
+    trials = pd.DataFrame({"participant": list("aaaabbbc"), "stimulus": list("xxyzzwwv")})
+    phase = own_split(trials, rule="shared")
+    assert phase.tolist() == ["train", "train", "train", "test", "test", "train", "train", "train"]
+    with pytest.raises(DataError, match="leaves no test trial"):
+        own_split(trials.iloc[:3], rule="shared")
+
+
 def test_own_split_refuses_what_it_cannot_do():
     same = pd.DataFrame({"participant": "s", "run": [1, 2, 3], "stimulus": "a"})
     with pytest.raises(DataError, match="leaves no test trial"):

@@ -144,14 +144,22 @@ CASES = {
         },
     ),
     "NSDsynthetic": (
-        [("nsdsynthetic", "fixation", "01", SYNTHETIC), ("nsd01", "nsdcore", "01", NSD)],
-        {"nsdsynthetic": (["284", "1"], ["artificial"] * 2, [4, 12], 2)},
+        [
+            ("nsdsynthetic", "fixation", "01", SYNTHETIC),
+            ("nsdsynthetic", "memory", "02", SYNTHETIC),
+            ("nsd01", "nsdcore", "01", NSD),
+        ],
+        {"nsdsynthetic": (["284", "1"] * 2, ["artificial"] * 4, [4, 12] * 2, 2)},
     ),
     "BMD": (
         [("02", "test", "1", BMD_TEST), ("02", "train", "1", BMD_TRAIN), ("01", "localizer", "1", BMD_TEST)],
         {
-            "02 test": (["1001.mp4", "1002.mp4"], ["test"] * 2, [4, 12], 3),
-            "02 train": (["0001.mp4", "0002.mp4"], ["train"] * 2, [4, 8], 3),
+            "02": (
+                ["1001.mp4", "1002.mp4", "0001.mp4", "0002.mp4"],
+                ["test"] * 2 + ["train"] * 2,
+                [4, 12, 4, 8],
+                3,
+            ),
         },
     ),
     "BOLD5000": (
@@ -196,18 +204,21 @@ CASES = {
     "Deeprecon": (
         [
             ("perceptionNaturalImageTest01", "perception", "01", DEEPRECON),
-            ("perceptionNaturalImageTraining01", "perception", "01", DEEPRECON),
+            *((f"perceptionNaturalImageTraining{n:02d}", "perception", "01", DEEPRECON) for n in (1, 2)),
             ("perceptionLetterImage01", "perception", "01", LETTERS),
             ("imagery01", "imagery", "01", DEEPRECON),
         ],
         {
-            "perceptionNaturalImageTest01": (
+            "naturalTest": (
                 ["3954393.010038", "2437971.005013", "1677366.018182"], ["test"] * 3, [32, 40, 56], 8,
             ),
-            "perceptionNaturalImageTraining01": (
-                ["3954393.010038", "2437971.005013", "1677366.018182"], ["train"] * 3, [32, 40, 56], 8,
+            "naturalTraining": (
+                ["3954393.010038", "2437971.005013", "1677366.018182"] * 2,
+                ["train"] * 6,
+                [32, 40, 56] * 2,
+                8,
             ),
-            "perceptionLetterImage01": (["10", "8"], ["artificial"] * 2, [32, 80], 12),
+            "letters": (["10", "8"], ["artificial"] * 2, [32, 80], 12),
         },
     ),
     "HAD": (
@@ -226,10 +237,19 @@ CASES = {
         {None: (["n01440764_10026.JPEG", "n02979186_100.JPEG"], ["n/a"] * 2, [16, 24], 0.5)},
     ),
     "NODcoco": (
-        [("imagenet01", "imagenet", "01", NOD), ("coco", "coco", "01", COCO)],
+        [
+            *((f"imagenet{n:02d}", "imagenet", "01", NOD) for n in (1, 5)),
+            ("coco", "coco", "01", COCO),
+        ],
         {
             None: (
-                ["000000001111.jpg", "000000002222.jpg", "000000001111.jpg"], ["n/a"] * 3, [16, 22, 25], 0.5,
+                [
+                    *("000000001111.jpg", "000000002222.jpg", "000000001111.jpg"),
+                    *("n01440764_10026.JPEG", "n02979186_100.JPEG"),
+                ],
+                ["n/a"] * 5,
+                [16, 22, 25, 16, 24],
+                0.5,
             )
         },
     ),
@@ -254,6 +274,7 @@ def test_recipe_reads_its_dataset(name, tmp_path):
         tasks=settings.inputs.task_label,
         sessions=settings.inputs.session_label,
         fit_level=settings.model.fit_level,
+        tasks_together=settings.model.fit_tasks == "together",
     )
     several = len({fit.task for fit in found}) > 1
     tables = {

@@ -6,6 +6,7 @@ Every file is written under a temporary name and renamed; the record, written la
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -107,10 +108,11 @@ class FitWriter:
         *,
         run: str | None = None,
         session: str | None = None,
+        task: str | None = None,
         **fields: Any,
     ) -> None:
         """Write a table with its sidecar; one of several runs is added to those of the product."""
-        path = build_name(key, self.plan.entities, self.plan.kind, run=run, session=session)
+        path = build_name(key, self.plan.entities, self.plan.kind, run=run, session=session, task=task)
         write_tsv(self.root / path, columns)
         self._sidecar(key, [path], **fields)
         self.products.setdefault(key, []).append(path)
@@ -193,6 +195,8 @@ def _write_tables(writer: FitWriter) -> None:
     columns: dict[str, Sequence[Any]] = {"index": range(1, plan.n_trials + 1)}
     if len(plan.sessions) > 1:
         columns["session"] = [run.session for run in runs]
+    if len(plan.tasks) > 1:
+        columns["task"] = [run.task for run in runs]
     columns |= {"run": [run.run for run in runs]}
     columns |= {name: plan.trials[name] for name in ("onset", "duration", "trial_type", "stim_id")}
     columns |= {
@@ -245,7 +249,7 @@ def _write_regressors(writer: FitWriter, glm_file: Path, meta: Mapping[str, Any]
     plan = writer.plan
     for number, run in enumerate(plan.runs):
         found = load_arrays(glm_file, f"design_{number}", f"pc_regressors_{number}")
-        labels = {"run": run.run, "session": run.session}
+        labels = {"run": run.run, "session": run.session, "task": run.task}
         design = found[f"design_{number}"]
         trials = np.flatnonzero(plan.run_of_trial == number) + 1
         columns = {f"trial_{i:04d}": column for i, column in zip(trials, design.T, strict=True)}
@@ -386,7 +390,7 @@ def _record(
         "products": writer.products,
         "impossible": impossible,
         "choices": choices,
-        "account": [*meta["account"], *psn_meta.get("account", [])],
+        "account": [*_runs_told(plan), *meta["account"], *psn_meta.get("account", [])],
         "warnings": list(dict.fromkeys([*plan.warnings, *meta["warnings"]])),
         "curves": curves,
         "repeats": {str(n): int((repeats == n).sum()) for n in sorted(set(repeats.tolist()))},
@@ -394,6 +398,22 @@ def _record(
         "software": software_versions(),
         "plan": {name: value for name, value in asdict(plan).items() if name in ("trials",)},
     }
+
+
+def _runs_told(plan: FitPlan) -> list[str]:
+    """Say what is modelled together, and which button presses are."""
+    said = []
+    if len(plan.tasks) > 1:
+        said.append(
+            f"Runs of the tasks {', '.join(plan.tasks)} are one fit; a stimulus is one in all of them."
+        )
+    presses: Counter[str] = Counter()
+    for run in plan.runs:
+        presses.update({button: len(times) for button, times in run.presses.items()})
+    if presses:
+        listed = ", ".join(f"{button} ({n} times)" for button, n in sorted(presses.items()))
+        said.append(f"Presses of the buttons {listed} are nuisance regressors, by the canonical response.")
+    return said
 
 
 def _run_entry(plan: FitPlan, number: int) -> dict[str, Any]:
@@ -404,6 +424,8 @@ def _run_entry(plan: FitPlan, number: int) -> dict[str, Any]:
         "bold": Path(run.bold[0]).name,
         "n_volumes": run.n_volumes,
     }
+    if len(plan.tasks) > 1:
+        entry["task"] = run.task
     n_trials = int((plan.run_of_trial == number).sum())
     entry |= {"duration_s": run.n_volumes * plan.tr, "n_trials": n_trials}
     return entry | {"acquisition": run.acquisition}

@@ -189,6 +189,37 @@ def choose_stim_column(runs: Sequence[EventRows], asked: str | None, block_colum
     )
 
 
+def stim_columns(runs: Sequence[EventRows], asked: str | None, block_column: str | None = None) -> list[str]:
+    """The column that names the stimulus, of each run.
+
+    Parameters
+    ----------
+    runs : sequence of EventRows
+    asked : str or None
+        One name, the same for all runs; or several with commas between, of which each run takes the first
+        that it has with some value (tasks of one study may name their stimuli differently).
+    block_column : str, optional
+
+    Raises
+    ------
+    UsageError, DataError
+        See :func:`choose_stim_column`.
+    """
+    if asked is None or "," not in asked:
+        return [choose_stim_column(runs, asked, block_column)] * len(runs)
+    names = [name.strip() for name in asked.split(",") if name.strip()]
+    chosen = []
+    for rows in runs:
+        found = next((name for name in names if set(rows.labels(name)) != {"n/a"}), None)
+        if found is None:
+            raise UsageError(
+                f"{rows.path} has none of the columns {', '.join(names)} (--stim-column), or no value there.",
+                f"Its columns are {', '.join(rows.columns)}.",
+            )
+        chosen.append(choose_stim_column([rows], found, block_column))
+    return chosen
+
+
 def lines_text(lines: Sequence[int]) -> str:
     """``line 4`` or ``lines 4, 7, 9 ...``."""
     shown = ", ".join(str(line) for line in lines[:5]) + (" ..." if len(lines) > 5 else "")

@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 
 from conform_app.bids.candidates import Candidate
 from conform_app.bids.companions import describe
@@ -19,7 +21,34 @@ from conform_app.bids.spaces import (
 )
 from conform_app.errors import NoInputError, NothingSelectedError, UsageError
 
-Levels = str | tuple[tuple[str, ...], ...]
+_LABEL = re.compile(r"[A-Za-z0-9+*?\[\]!-]+")  # a label, or a pattern of labels
+_WILD = re.compile(r"[*?\[]")
+
+LONGEST_LABEL = 120
+"""Letters of a joined label with which file names stay within what file systems allow."""
+
+
+@dataclass(frozen=True)
+class SessionGroup:
+    """Sessions that are one fit.
+
+    Attributes
+    ----------
+    labels : tuple of str
+        Labels, or patterns of labels (``nat*``, ``0[1-5]``).
+    name : str or None
+        Stands for the sessions in names of files; None: their labels joined.
+    """
+
+    labels: tuple[str, ...]
+    name: str | None = None
+
+    def holds(self, session: str | None) -> bool:
+        """Whether a session belongs to the group."""
+        return session is not None and any(fnmatchcase(session, label) for label in self.labels)
+
+
+Levels = str | tuple[SessionGroup, ...]
 
 
 @dataclass(frozen=True)
@@ -30,10 +59,11 @@ class Group:
     pooled: bool
     grouped: bool
     acquisition: str | None
+    name: str | None = None
 
 
 def parse_fit_level(level: str | Iterable) -> Levels:
-    """Read ``session``, ``subject`` or groups of sessions (``["01,02", "03"]`` or lists of labels).
+    """Read ``session``, ``subject`` or groups of sessions (``["01,02", "shapes=art*"]`` or lists of labels).
 
     Raises
     ------
@@ -43,15 +73,21 @@ def parse_fit_level(level: str | Iterable) -> Levels:
     items = [level] if isinstance(level, str) else list(level)
     if len(items) == 1 and items[0] in ("session", "subject"):
         return items[0]
-    remedy = "Give session, subject, or groups of sessions such as 01,02 03,04."
+    remedy = "Give session, subject, or groups of sessions such as 01,02 03,04 or NAME=PATTERN."
     groups = []
     for item in items:
-        labels = item.split(",") if isinstance(item, str) else list(item)
+        name, equals, text = item.partition("=") if isinstance(item, str) else ("", "", item)
+        text = text if equals else item
+        labels = text.split(",") if isinstance(text, str) else list(text)
         group = tuple(str(label).strip().removeprefix("ses-") for label in labels)
-        if not group or not all(label.replace("+", "").isalnum() for label in group):
+        if (
+            not group
+            or not all(_LABEL.fullmatch(label) for label in group)
+            or (equals and not name.isalnum())
+        ):
             raise UsageError(f"fit level {item!r} is not understood.", remedy)
-        groups.append(group)
-    every = [label for group in groups for label in group]
+        groups.append(SessionGroup(group, name if equals else None))
+    every = [label for group in groups for label in group.labels]
     twice = sorted({label for label in every if every.count(label) > 1})
     if twice or not groups or {"session", "subject"} & set(every):
         what = f"session {twice[0]} is in two groups" if twice else f"{level!r} is not understood"
@@ -109,11 +145,30 @@ def choose_spaces(
     return [(key, by_key[key]) for key in dict.fromkeys(chosen)]
 
 
-def group_sessions(members: Sequence[Candidate], levels: Levels, warnings: list[str]) -> list[Group]:
-    """Split the runs of one space by subject, task, acquisition and session or group of sessions."""
+def group_runs(
+    members: Sequence[Candidate], levels: Levels, warnings: list[str], *, tasks_together: bool = False
+) -> list[Group]:
+    """Split the runs of one space by subject, task, acquisition and session or group of sessions.
+
+    Parameters
+    ----------
+    members : sequence of Candidate
+    levels : {"session", "subject"} or tuple of tuple of str
+        See :func:`parse_fit_level`.
+    warnings : list of str
+        Added to.
+    tasks_together : bool
+        Runs of all tasks are one fit.
+
+    Raises
+    ------
+    NothingSelectedError
+        A group names a session that is not there.
+    """
     acquisitions: dict[tuple, set] = {}
     for c in members:
-        acquisitions.setdefault((c.run["subject"], c.run["task"]), set()).add(c.run.get("acquisition"))
+        place = (c.run["subject"], None if tasks_together else c.run["task"])
+        acquisitions.setdefault(place, set()).add(c.run.get("acquisition"))
     table: dict[tuple, list[Candidate]] = {}
     outside: set[str] = set()
     seen: set[str] = set()
@@ -122,30 +177,40 @@ def group_sessions(members: Sequence[Candidate], levels: Levels, warnings: list[
         if isinstance(levels, str):
             part = session if levels == "session" else None
         else:
-            part = next((group for group in levels if session in group), None)
+            parts = [group for group in levels if group.holds(session)]
+            if len(parts) > 1:
+                raise UsageError(f"fit level: session {session} is in two groups.", "Check --fit-level.")
+            part = parts[0] if parts else None
             if session is not None:
                 seen.add(session)
                 if part is None:
                     outside.add(session)
                     continue
         # Acquisitions differ in grid or TR: never one model.
-        acquisition = (
-            c.run.get("acquisition") if len(acquisitions[c.run["subject"], c.run["task"]]) > 1 else None
-        )
-        table.setdefault((c.run["subject"], c.run["task"], acquisition, part), []).append(c)
+        place = (c.run["subject"], None if tasks_together else c.run["task"])
+        acquisition = c.run.get("acquisition") if len(acquisitions[place]) > 1 else None
+        table.setdefault((*place, acquisition, part), []).append(c)
     if outside:
         warnings.append(f"In no group of sessions, left out: {', '.join(sorted(outside, key=natural))}.")
     if not isinstance(levels, str):
-        unknown = [label for group in levels for label in group if label not in seen]
-        if unknown:
+        labels = [label for group in levels for label in group.labels]
+        without = [label for label in labels if not any(fnmatchcase(session, label) for session in seen)]
+        unknown = [label for label in without if not _WILD.search(label)]
+        if unknown or len(without) == len(labels):
+            unknown = unknown or without
             there = ", ".join(sorted(seen, key=natural)) or "none"
             raise NothingSelectedError(
                 f"fit level: no session {', '.join(unknown)}; there is {there}.",
                 "Check --fit-level.",
             )
+        if without:
+            warnings.append(f"No session is called {', '.join(without)}.")
     _tell_variants(members, warnings)
     pooled, grouped = levels != "session", not isinstance(levels, str) and len(levels) > 1
-    return [Group(tuple(runs), pooled, grouped, place[2]) for place, runs in table.items()]
+    return [
+        Group(tuple(runs), pooled, grouped, place[2], getattr(place[3], "name", None))
+        for place, runs in table.items()
+    ]
 
 
 def _tell_variants(members: Sequence[Candidate], warnings: list[str]) -> None:

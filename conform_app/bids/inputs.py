@@ -2,7 +2,8 @@
 """What to fit: runs of preprocessed BOLD with their masks, confounds, events and metadata.
 
 A *run* is one recording, whatever versions preprocessing made of it; a *fit* is the set of runs that are
-modelled together: one subject, one task, one space, and one session, all sessions or a group of sessions.
+modelled together: one subject, one space, one task (or all that were asked for), and one session, all
+sessions or a group of sessions.
 """
 
 from __future__ import annotations
@@ -15,13 +16,13 @@ from typing import Any
 from conform_app.bids.candidates import Candidate, find_candidates
 from conform_app.bids.companions import Companions, describe, present
 from conform_app.bids.filters import check_filters, clean_labels
-from conform_app.bids.grouping import Group, choose_spaces, group_sessions, parse_fit_level
+from conform_app.bids.grouping import LONGEST_LABEL, Group, choose_spaces, group_runs, parse_fit_level
 from conform_app.bids.inherit import metadata_of
 from conform_app.bids.layout import Dataset, list_subjects, natural, open_dataset
 from conform_app.bids.sources import locate_sources
 from conform_app.bids.spaces import SpaceKey
 from conform_app.bids.surfaces import SubjectSurfaces, SurfaceFinder, places_read, subjects_dirs
-from conform_app.errors import ConformError, NoInputError, NothingSelectedError
+from conform_app.errors import ConformError, NoInputError, NothingSelectedError, UsageError
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,11 @@ class RunInput:
     subcortex: Path | None = None
 
     @property
+    def task(self) -> str:
+        """Label of the task."""
+        return self.entities["task"]
+
+    @property
     def label(self) -> str:
         """Short name for messages, e.g. ``sub-01 ses-02 task-x run-1``."""
         return describe(self.entities)
@@ -69,7 +75,9 @@ class Fit:
 
     Attributes
     ----------
-    subject, task : str
+    subject : str
+    task : str
+        Label; ``a+b`` where runs of several tasks are one fit.
     sessions : tuple of str
         Labels in natural order; empty when the files have no session.
     space : str
@@ -84,6 +92,8 @@ class Fit:
         Whether there may be other groups of sessions, so that the name must tell which.
     acquisition : str or None
         Label of ``acq`` when a task was recorded in several ways, each a fit of its own.
+    group_name : str or None
+        What the user calls the group of sessions.
     volume : SpaceKey or None
         The space of the runs' files when they are volumes that are carried to the surface `space`.
     surfaces : SubjectSurfaces or None
@@ -101,15 +111,23 @@ class Fit:
     pooled: bool = False
     grouped: bool = False
     acquisition: str | None = None
+    group_name: str | None = None
     volume: SpaceKey | None = None
     surfaces: SubjectSurfaces | None = field(default=None, repr=False)
 
     @property
     def session_label(self) -> str | None:
-        """``ses`` of output names: ``01``, ``01+02`` for one of several groups, None when all are pooled."""
+        """``ses`` of output names: ``01``, ``01+02`` (or its name) for a group, None when all are pooled."""
+        if self.group_name is not None:
+            return self.group_name
         if self.pooled and not (self.grouped and self.sessions):
             return None
         return "+".join(self.sessions) or None
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Tasks of the runs, in natural order."""
+        return tuple(sorted({run.task for run in self.runs}, key=natural))
 
     @property
     def entities(self) -> dict[str, str]:
@@ -179,6 +197,7 @@ def find_fits(
     filters: Mapping[str, Any] | None = None,
     output_spaces: Iterable[str] | None = None,
     fit_level: str | Iterable[Any] = "session",
+    tasks_together: bool = False,
     database_path: Path | str | None = None,
     keep_going: bool = False,
 ) -> Selection:
@@ -198,6 +217,8 @@ def find_fits(
         ``SPACE[:res-x][:den-y]``; none: the best that exists.
     fit_level : {"session", "subject"} or groups of sessions
         Groups as lists of labels, or as texts such as ``"01,02"``.
+    tasks_together : bool
+        Runs of all tasks (of a session, or of what `fit_level` pools) are one fit.
     database_path : path, optional
         Folder of a pybids cache.
     keep_going : bool
@@ -246,7 +267,7 @@ def find_fits(
     fits: list[Fit] = []
     failures: list[Failure] = []
     for key, members in chosen:
-        for group in group_sessions(members, levels, warnings):
+        for group in group_runs(members, levels, warnings, tasks_together=tasks_together):
             try:
                 fits.append(_make_fit(key, group, finder, carrying))
             except ConformError as error:
@@ -295,10 +316,16 @@ def _make_fit(key: SpaceKey, group: Group, finder: Companions, carrying: Surface
         )
     first = group.members[0].run
     sessions = tuple(sorted({r.session for r in made if r.session is not None}, key=natural))
+    if group.grouped and group.name is None and len("+".join(sessions)) > LONGEST_LABEL:
+        raise UsageError(
+            f"The group of {len(sessions)} sessions {sessions[0]} ... {sessions[-1]} is too long for "
+            "names of files.",
+            "Give it a name: --fit-level NAME=LABELS.",
+        )
     return Fit(
         subject=first["subject"],
         sessions=sessions,
-        task=first["task"],
+        task="+".join(sorted({r.task for r in made}, key=natural)),
         space=key.space,
         res=key.res,
         den=key.den,
@@ -307,6 +334,7 @@ def _make_fit(key: SpaceKey, group: Group, finder: Companions, carrying: Surface
         pooled=group.pooled,
         grouped=group.grouped,
         acquisition=group.acquisition,
+        group_name=group.name,
         volume=volume,
         surfaces=carrying.surfaces(first["subject"], sessions, volume, key) if volume else None,
     )

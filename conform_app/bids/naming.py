@@ -156,6 +156,7 @@ def build_name(
     hemi: str | None = None,
     run: str | None = None,
     session: str | None = None,
+    task: str | None = None,
     glm_type: str | None = None,
     extension: str | None = None,
 ) -> str:
@@ -171,8 +172,8 @@ def build_name(
         Of the grid; not needed for tables and stores.
     hemi : {"L", "R"}, optional
         Of a surface map.
-    run, session : str, optional
-        Of a per-run file; `session` replaces that of the fit (which may pool sessions).
+    run, session, task : str, optional
+        Of a per-run file; `session` and `task` replace those of the fit (which may pool several).
     glm_type : str, optional
         See `product`.
     extension : str, optional
@@ -192,6 +193,8 @@ def build_name(
     labels = _labels(entities)
     if session is not None:
         labels["ses"] = _clean("ses", session)
+    if task is not None:
+        labels["task"] = _clean("task", task)
     if run is not None:
         labels["run"] = _clean("run", run)
     if item.on_grid and kind == "gifti":

@@ -29,11 +29,13 @@ class RunPlan:
         Paths: one volume or CIFTI file, or a left and a right GIFTI file; ``mask`` may be empty.
     confounds, events : str or None
         Paths.
-    session, run : str or None
+    session, task, run : str or None
         BIDS labels.
     n_volumes : int
     start_time : float
         Seconds from the start of the events' clock to volume 0.
+    presses : dict of str to tuple of float
+        Times of button presses that are modelled, s, by button.
     acquisition : dict
         How the run was measured (see :mod:`conform_app.bids.acquisition`).
     transform : str or None
@@ -52,6 +54,8 @@ class RunPlan:
     start_time: float
     transform: str | None = None
     subcortex: str | None = None
+    task: str | None = None
+    presses: dict[str, tuple[float, ...]] = field(default_factory=dict)
     acquisition: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -115,6 +119,11 @@ class FitPlan:
     surface: SurfacePlan | None = None
     participant: dict[str, str] = field(default_factory=dict)
     atlas: tuple[str, ...] = ()
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Tasks of the runs, in their order."""
+        return tuple(dict.fromkeys(run.task for run in self.runs if run.task is not None))
 
     @property
     def n_trials(self) -> int:

@@ -66,7 +66,8 @@ def make_plan(fit: Fit, events: EventSettings, model: ModelSettings, *, roots: M
     starts, told = _start_times(fit)
     table = build_trials(fit, events, [image.n_volumes * tr for image in images])
     with_confounds = model.confounds not in ((), ("none",))
-    runs = [_run_plan(*each, with_confounds) for each in zip(fit.runs, images, starts, strict=True)]
+    presses = table.presses or ({},) * len(images)
+    runs = [_run_plan(*each, with_confounds) for each in zip(fit.runs, images, starts, presses, strict=True)]
     plan = FitPlan(
         name=fit.name,
         subject=fit.subject,
@@ -105,7 +106,8 @@ def _open_runs(fit: Fit) -> tuple[list[Any], list[str]]:
         if difference:
             raise DataError(
                 f"{run.bold[0]} and {fit.runs[0].bold[0]} are on different grids: {difference}.",
-                "Resample the runs to one grid, or leave one out with --run-label.",
+                "Resample the runs to one grid, or "
+                + ("fit tasks apart." if len(fit.tasks) > 1 else "leave one out with --run-label."),
             )
     return images, []
 
@@ -124,7 +126,8 @@ def _common_tr(fit: Fit) -> float:
     if max(values) - min(values) > 1e-3:
         raise DataError(
             f"{fit.name}: the runs have different TRs ({min(values):g} and {max(values):g} s).",
-            "Fit them apart, with --run-label or --bids-filter-file.",
+            "Fit them apart, with "
+            + ("--fit-tasks apart." if len(fit.tasks) > 1 else "--run-label or --bids-filter-file."),
         )
     return values[0]
 
@@ -143,18 +146,22 @@ def _start_times(fit: Fit) -> tuple[list[float], list[str]]:
     return starts, list(dict.fromkeys(warnings))
 
 
-def _run_plan(run: RunInput, image: Any, start: float, with_confounds: bool) -> RunPlan:
+def _run_plan(
+    run: RunInput, image: Any, start: float, presses: Mapping[str, Any], with_confounds: bool
+) -> RunPlan:
     return RunPlan(
         bold=tuple(map(str, run.bold)),
         mask=tuple(map(str, run.mask)),
         confounds=str(run.confounds) if with_confounds and run.confounds is not None else None,
         events=None if run.events is None else str(run.events),
         session=run.session,
+        task=run.task,
         run=run.run,
         n_volumes=image.n_volumes,
         start_time=start,
         transform=None if run.transform is None else str(run.transform),
         subcortex=None if run.subcortex is None else str(run.subcortex),
+        presses=dict(presses),
         acquisition=describe_run(run),
     )
 

@@ -23,7 +23,7 @@ from conform_app.errors import ConformError
 from conform_app.settings import GroupSettings
 
 OF_THE_STUDY = frozenset(
-    {"fit_level", "confounds", "no_repeats", "fixed_pcs", "fixed_fraction", "random_seed"}
+    {"fit_level", "fit_tasks", "confounds", "no_repeats", "fixed_pcs", "fixed_fraction", "random_seed"}
 )
 """Settings of the model in which studies may differ and yet be compatible."""
 

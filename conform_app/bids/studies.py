@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What studies do with their events, each its own way: names, one-back repeats, and their own test set."""
+"""What studies do with their events, each its own way: names, clocks, repeats, buttons, own test sets."""
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from conform_app.bids.events import EventRows
-from conform_app.errors import UsageError
+from conform_app.errors import DataError, UsageError
 from conform_app.settings import EventSettings
 
 if TYPE_CHECKING:
@@ -62,15 +63,74 @@ def drop_immediate_repeats(rows: EventRows, kept: EventRows, column: str) -> Eve
     return EventRows(kept.path, kept.table[new], kept.n_read)
 
 
-def own_split(
-    table: TrialTable, task: str, settings: EventSettings, events: Sequence[pd.DataFrame] = ()
-) -> TrialTable:
+def onset_shifts(tasks: Sequence[str], settings: EventSettings) -> list[float]:
+    """Return the seconds to add to the onsets of each run, by its task.
+
+    Raises
+    ------
+    UsageError
+        A shift of a task is not of the form ``TASK=SECONDS``.
+    """
+    own = {}
+    for text in settings.task_onset_shift:
+        task, equals, seconds = text.partition("=")
+        try:
+            own[task.strip().removeprefix("task-")] = float(seconds)
+        except ValueError:
+            equals = ""
+        if not equals or not task.strip() or not math.isfinite(own[task.strip().removeprefix("task-")]):
+            raise UsageError(
+                f"--task-onset-shift {text!r} is not of the form TASK=SECONDS.", "For instance coco=16."
+            )
+    return [own.get(task, settings.onset_shift) for task in tasks]
+
+
+def press_times(rows: EventRows, column: str, shift: float) -> dict[str, tuple[float, ...]]:
+    """Return when each button was pressed: onset and ``response_time`` of the rows, added up.
+
+    Parameters
+    ----------
+    rows : EventRows
+        All rows of the run, those without a stimulus included.
+    column : str
+        Which button it was; 0 and missing values are none.  A run without the column has no presses.
+    shift : float
+        Seconds added to onsets.
+
+    Returns
+    -------
+    dict of str to tuple of float
+        Times in s, sorted, by button.
+
+    Raises
+    ------
+    DataError
+        There are presses, but no time of them.
+    """
+    found: dict[str, list[float]] = {}
+    onsets = rows.numbers("onset")
+    delays = rows.numbers("response_time") if "response_time" in rows.table else [math.nan] * len(onsets)
+    for button, onset, delay in zip(rows.labels(column), onsets, delays, strict=True):
+        if button == "n/a" or button in ("0", "0.0"):
+            continue
+        if math.isfinite(onset) and math.isfinite(delay):
+            found.setdefault(button.removesuffix(".0"), []).append(onset + delay + shift)
+        else:
+            found.setdefault("", [])
+    if set(found) == {""}:
+        raise DataError(
+            f"{rows.path} has presses in {column} but no time of them in response_time.",
+            "Leave --press-column out, or add the column (seconds from the row's onset).",
+        )
+    return {button: tuple(sorted(found[button])) for button in sorted(found) if button}
+
+
+def own_split(table: TrialTable, settings: EventSettings, events: Sequence[pd.DataFrame] = ()) -> TrialTable:
     """Fill the column `split` of a trial table from the queries that tell the dataset's own split.
 
     Parameters
     ----------
     table : TrialTable
-    task : str
     settings : EventSettings
         ``test_trials`` and ``artificial_trials``; with neither the table is returned as it is.
     events : sequence of DataFrame, optional
@@ -86,13 +146,11 @@ def own_split(
     split = np.full(len(table), "train", dtype=object)
     for label, query in (("test", settings.test_trials), ("artificial", settings.artificial_trials)):
         if query is not None:
-            split[_matches(table, task, query, label, events)] = label
+            split[_matches(table, query, label, events)] = label
     return replace(table, split=tuple(split))
 
 
-def _matches(
-    table: TrialTable, task: str, query: str, label: str, events: Sequence[pd.DataFrame]
-) -> np.ndarray:
+def _matches(table: TrialTable, query: str, label: str, events: Sequence[pd.DataFrame]) -> np.ndarray:
     import pandas as pd
 
     frame = table.to_frame()
@@ -100,7 +158,7 @@ def _matches(
     own = [name for name in rows.columns if name not in frame]
     frame[own] = rows[own].astype(object)
     frame["session"] = [table.session_labels[s] if table.session_labels else "n/a" for s in table.session]
-    frame["task"] = task
+    frame["task"] = [table.task_labels[r] for r in table.run]
     frame["n_trials"] = table.n_repeats[table.condition]
     for name in ("run", "session", "trial_type", "stim_id", *own):
         numbers = pd.to_numeric(frame[name], errors="coerce")

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import groupby, pairwise
 from typing import TYPE_CHECKING
 
@@ -19,14 +19,20 @@ import numpy as np
 
 from conform_app.bids.events import (
     EventRows,
-    choose_stim_column,
     count_text,
     drop_rows,
     lines_text,
     read_events,
+    stim_columns,
 )
 from conform_app.bids.layout import natural
-from conform_app.bids.studies import drop_immediate_repeats, name_stimuli, own_split
+from conform_app.bids.studies import (
+    drop_immediate_repeats,
+    name_stimuli,
+    onset_shifts,
+    own_split,
+    press_times,
+)
 from conform_app.errors import DataError, NoInputError, UsageError
 from conform_app.settings import EventSettings
 
@@ -65,10 +71,14 @@ class TrialTable:
         Stimulus names in natural order.
     stim_column : str
         Column they come from.
-    run_labels, session_labels : tuple of str or None
-        BIDS labels of the fit's runs and sessions.
+    run_labels, task_labels : tuple of str or None
+        BIDS labels of each of the fit's runs.
+    session_labels : tuple of str
+        BIDS labels of the fit's sessions.
     pooled : bool
         Whether several sessions are in the fit.
+    presses : tuple of dict of str to tuple of float
+        Of each run, times of button presses (s, as onsets) by button; empty when they are not asked for.
     warnings : tuple of str
     """
 
@@ -84,8 +94,10 @@ class TrialTable:
     conditions: tuple[str, ...]
     stim_column: str
     run_labels: tuple[str | None, ...] = field(repr=False)
+    task_labels: tuple[str, ...] = field(repr=False)
     session_labels: tuple[str, ...] = field(repr=False)
     pooled: bool = False
+    presses: tuple[dict[str, tuple[float, ...]], ...] = ()
     warnings: tuple[str, ...] = ()
 
     def __len__(self) -> int:
@@ -109,8 +121,8 @@ class TrialTable:
     def to_frame(self) -> pd.DataFrame:
         """The trial table: index, run, onset, duration, trial_type, stim_id, repeat.
 
-        ``index`` is that of the volume, from 0; ``run`` the BIDS label.  A ``session`` column follows when
-        the fit pools sessions.
+        ``index`` is that of the volume, from 0; ``run`` the BIDS label.  Columns ``session`` and ``task``
+        follow when the fit pools several.
         """
         import pandas as pd
 
@@ -127,6 +139,8 @@ class TrialTable:
         )
         if self.pooled:
             frame["session"] = [self.session_labels[s] for s in self.session]
+        if len(set(self.task_labels)) > 1:
+            frame["task"] = [self.task_labels[r] for r in self.run]
         return frame
 
     def conditions_frame(self) -> pd.DataFrame:
@@ -155,7 +169,7 @@ def build_trials(
     ----------
     fit : Fit
     settings : EventSettings, optional
-        ``stim_column``, ``block_column``, ``ignore_trials``, ``stim_duration``.  With a block column,
+        How rows become trials.  With a block column,
         consecutive rows (in time) of one run that share its value become one trial, from the first onset
         to the last offset; rows without a block are dropped.
     run_durations : sequence of float, optional
@@ -185,18 +199,22 @@ def build_trials(
     for run in fit.runs:
         if run.events is None:
             raise NoInputError(f"{run.label} has no events.", "Add its events.tsv or leave the run out.")
-    tables = [drop_rows(read_events(run.events), settings.ignore_trials) for run in fit.runs]
-    column = choose_stim_column(tables, settings.stim_column, settings.block_column)
+    raw = [read_events(run.events) for run in fit.runs]
+    tables = [drop_rows(rows, settings.ignore_trials) for rows in raw]
+    columns = stim_columns(tables, settings.stim_column, settings.block_column)
+    shifts = onset_shifts([run.task for run in fit.runs], settings)
     warnings: list[str] = []
     if settings.stim_column is None and settings.block_column is not None:
-        warnings.append(f"Stimuli are named by {column}, which is constant within {settings.block_column}.")
+        warnings.append(
+            f"Stimuli are named by {columns[0]}, which is constant within {settings.block_column}."
+        )
     per_run = []
-    for n, rows in enumerate(tables):
+    for n, (rows, column) in enumerate(zip(tables, columns, strict=True)):
         kept = _with_stimulus(rows, column, warnings)
         if settings.skip_immediate_repeats:
             kept = drop_immediate_repeats(rows, kept, column)
         end = None if run_durations is None else float(run_durations[n])
-        trials = _read_trials(kept, column, settings)
+        trials = _read_trials(kept, column, settings, shifts[n])
         if settings.block_column is not None:
             trials = _merge_blocks(kept, trials, settings, warnings)
         trials.sort(key=lambda t: (t.onset, t.line))
@@ -219,10 +237,14 @@ def build_trials(
         warnings.append(
             f"Trials are {np.median(gaps):.1f} s apart (median), too close to tell apart well{hint}."
         )
-    table = _table(fit, per_run, column, warnings)
+    table = _table(fit, per_run, ", ".join(dict.fromkeys(columns)), warnings)
     lines = [[trial.line for trial in trials] for trials in per_run]
     events = [rows.table.loc[own] for rows, own in zip(tables, lines, strict=True)]
-    return own_split(table, fit.task, settings, events)
+    if settings.press_column is not None:
+        table = replace(
+            table, presses=tuple(map(press_times, raw, [settings.press_column] * len(raw), shifts))
+        )
+    return own_split(table, settings, events)
 
 
 def _table(fit: Fit, per_run: Sequence[Sequence[_Trial]], column: str, warnings: Sequence[str]) -> TrialTable:
@@ -250,6 +272,7 @@ def _table(fit: Fit, per_run: Sequence[Sequence[_Trial]], column: str, warnings:
         conditions=conditions,
         stim_column=column,
         run_labels=tuple(r.run for r in fit.runs),
+        task_labels=tuple(r.task for r in fit.runs),
         session_labels=tuple(fit.sessions),
         pooled=len(fit.sessions) > 1,
         warnings=tuple(dict.fromkeys(warnings)),
@@ -266,10 +289,10 @@ def _with_stimulus(rows: EventRows, column: str, warnings: list[str]) -> EventRo
     return EventRows(rows.path, rows.table[known], rows.n_read)
 
 
-def _read_trials(rows: EventRows, column: str, settings: EventSettings) -> list[_Trial]:
+def _read_trials(rows: EventRows, column: str, settings: EventSettings, shift: float) -> list[_Trial]:
     """One trial a row, with onset and duration checked to be numbers."""
     onset, duration = rows.numbers("onset"), rows.numbers("duration")
-    onset = [value + settings.onset_shift for value in onset]
+    onset = [value + shift for value in onset]
     lines = [int(line) for line in rows.table.index]
     bad = [line for line, value in zip(lines, onset, strict=True) if not math.isfinite(value)]
     if bad:

@@ -95,6 +95,7 @@ def make_plans(session: Session) -> None:
         filters=None if filters is None else read_filters(filters),
         output_spaces=settings.inputs.output_spaces,
         fit_level=settings.model.fit_level,
+        tasks_together=settings.model.fit_tasks == "together",
         database_path=settings.inputs.bids_database_dir,
         keep_going=not settings.resources.stop_on_first_crash,
     )

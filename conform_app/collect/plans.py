@@ -168,7 +168,7 @@ def _frame(
             "alias": [name if (dataset, name) in aliases else "n/a" for name in stim],
             "phase": [given.get((dataset, n), p) for n, p in zip(stim, own, strict=True)],
             "unit": unit_name(fit),
-            "task": fit.fit["task"],
+            "task": table["task"] if "task" in table else fit.fit["task"],
             "session": session,
             "run": table["run"],
             "onset": pd.to_numeric(table["onset"], errors="coerce"),
@@ -222,15 +222,28 @@ def _fill_phases(name: str, members: Sequence[Member], out: Gathered, settings: 
     if not empty.any():
         return
     features = features_of(name, sorted(set(table["stimulus"])), out.features)
+    study = _study(members)
+    rule, listed = settings.split_rule, study.get("own_split_list")
+    if rule == "auto":
+        rule = str(study.get("own_split_rule") or "stimulus")
+    where = f" The list of its test set is {listed}: give it with --split." if listed else ""
     try:
-        made = own_split(table[empty], rule=settings.split_rule, embeddings=features or None)
-    except DataError:
-        if settings.split_rule == "farthest":  # features are missing: the user can help
-            raise
+        made = own_split(table[empty], rule=rule, embeddings=features or None)
+    except DataError as error:
+        if rule == "farthest":  # features are missing: the user can help
+            raise DataError(
+                f"{name}: {error.message}", "Give --features, or another --split-rule."
+            ) from error
+        if rule == "shared":
+            raise DataError(
+                f"{name}: its test set are the stimuli that several participants saw, but of "
+                f"{len(members)} participant{'s' * (len(members) != 1)} here none or all are shared.",
+                "Merge more of its participants at once, or choose another --split-rule." + where,
+            ) from error
         made = np.full(int(empty.sum()), "train")
-        out.warnings.append(
-            f"{name} is too small for a test set by the rule '{settings.split_rule}': all is train."
-        )
+        out.warnings.append(f"{name} is too small for a test set by the rule '{rule}': all is train.{where}")
+    if where and rule != "shared":
+        out.warnings.append(f"{name} has been given a split by the rule '{rule}', not its own.{where}")
     table.loc[empty, "phase"] = made
     start = 0
     for frame in frames:
@@ -241,9 +254,17 @@ def _fill_phases(name: str, members: Sequence[Member], out: Gathered, settings: 
         return
     whole = "has no split of its own" if empty.all() else f"has no split for {int(empty.sum())} trials"
     out.account.append(
-        f"{name} {whole}: by the rule '{settings.split_rule}' {n_test} of {len(set(table['stimulus']))} "
-        "stimuli are test."
+        f"{name} {whole}: by the rule '{rule}' {n_test} of {len(set(table['stimulus']))} stimuli are test."
     )
+
+
+def _study(members: Sequence[Member]) -> dict[str, Any]:
+    """What the records say of the study; of several answers the first."""
+    found: dict[str, Any] = {}
+    for member in members:
+        for fit in member.participant.fits:
+            found = {**fit.record.get("study", {}), **found}
+    return found
 
 
 def make_plans(

@@ -14,6 +14,7 @@ from nipype.interfaces.base import File, InputMultiObject, traits
 from conform_app.bids.plan import FitPlan, load_runs
 from conform_app.bids.planning import BASE_MEMORY
 from conform_app.glmsingle import GLMsingleOptions, RunTrials, fit_glmsingle
+from conform_app.glmsingle.nuisance import event_regressors
 from conform_app.images.arrays import ArrayStore
 from conform_app.interfaces.base import FitInterface, PlanInputSpec
 from conform_app.interfaces.progress import progress_bar
@@ -58,7 +59,7 @@ class GLMsingle(FitInterface):
             plan.tr,
             options=options_from(self.inputs.model, plan.repeats_across_runs),
             sessions=plan.run_sessions,
-            extra_regressors=data.confounds,
+            extra_regressors=nuisance(plan, data.confounds),
             start_times=[run.start_time for run in plan.runs],
             device=self.inputs.device,
             n_threads=self.inputs.n_threads,
@@ -70,6 +71,18 @@ class GLMsingle(FitInterface):
         arrays["points"] = data.points
         meta["warnings"] = [*data.warnings, *meta["warnings"]]
         return arrays, meta
+
+
+def nuisance(plan: FitPlan, confounds: list[np.ndarray] | None) -> list[np.ndarray] | None:
+    """Add a regressor for each button that was pressed in a run to the run's confounds."""
+    if not any(run.presses for run in plan.runs):
+        return confounds
+    out = []
+    for number, run in enumerate(plan.runs):
+        volumes = run.start_time + plan.tr * np.arange(run.n_volumes)
+        columns = event_regressors(list(run.presses.values()), volumes, plan.tr)
+        out.append(columns if confounds is None else np.hstack([confounds[number], columns]))
+    return out
 
 
 def options_from(model: dict[str, Any], repeats_across_runs: bool) -> GLMsingleOptions:

@@ -8,7 +8,8 @@ Whatever the rule, no stimulus of a participant ends on both sides of that parti
 ``run``       the last runs of each participant are test, as far as their stimuli were not shown in the others
               (HAD: runs 10 to 12 of 12);
 ``farthest``  per participant, the fraction of stimuli with the largest median cosine distance to the
-              participant's others is test (MOSAIC's rule for NOD, on DreamSim embeddings).
+              participant's others is test (MOSAIC's rule for NOD, on DreamSim embeddings);
+``shared``    stimuli that more than one participant saw are test (NSD: its shared 1,000).
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 def own_split(
     trials: pd.DataFrame,
     *,
-    rule: Literal["stimulus", "run", "farthest"] = "stimulus",
+    rule: Literal["stimulus", "run", "farthest", "shared"] = "stimulus",
     fraction: float = 0.2,
     embeddings: Mapping[str, np.ndarray] | Embeddings | None = None,
 ) -> np.ndarray:
@@ -41,10 +42,10 @@ def own_split(
     trials : DataFrame
         One row per trial, in order of presentation: ``participant``, ``stimulus``; for ``run`` also
         ``run`` and, where there are several, ``session``.
-    rule : {"stimulus", "run", "farthest"}
+    rule : {"stimulus", "run", "farthest", "shared"}
         See the module's text.
     fraction : float, default 0.2
-        Share of stimuli (or runs) to be test, between 0 and 1.
+        Share of stimuli (or runs) to be test, between 0 and 1; has no meaning for ``shared``.
     embeddings : mapping from stimulus to vector, optional
         For ``farthest``: needed for every stimulus.
 
@@ -60,8 +61,8 @@ def own_split(
     UsageError
         If the rule or the fraction is none.
     """
-    if rule not in ("stimulus", "run", "farthest"):
-        raise UsageError(f"{rule!r} is no rule for a split.", "Choose stimulus, run or farthest.")
+    if rule not in ("stimulus", "run", "farthest", "shared"):
+        raise UsageError(f"{rule!r} is no rule for a split.", "Choose stimulus, run, farthest or shared.")
     if not 0.0 < fraction < 1.0:
         raise UsageError(f"{fraction} is no share of a dataset.", "Give a number between 0 and 1.")
     for column in ("participant", "stimulus", *(["run"] if rule == "run" else [])):
@@ -72,6 +73,9 @@ def own_split(
     test = np.zeros(len(trials), dtype=bool)
     if rule == "stimulus":
         test = np.array([_uniform(name) < fraction for name in stimulus], dtype=bool)
+    elif rule == "shared":
+        seen_by = trials.groupby("stimulus", sort=False)["participant"].nunique()
+        test = (trials["stimulus"].map(seen_by) > 1).to_numpy(dtype=bool)
     else:
         unit = Embeddings.of(embeddings)
         for one in dict.fromkeys(participant):

@@ -77,7 +77,8 @@ class EventSettings:
     stim_column: str | None = option(
         None,
         "column of the events files that names the stimulus; trials with one name are repeats of one "
-        "condition (default: the first present of stim_id, stim_file, trial_type)",
+        "condition; of several with commas between, each run takes the first that it has (default: the first "
+        "that all runs have of stim_id, stim_file, trial_type)",
         metavar="COLUMN",
         alters=True,
     )
@@ -106,6 +107,16 @@ class EventSettings:
         "seconds added to every onset, where events are counted from later than the first volume",
         kind="float",
         metavar="SECONDS",
+        alters=True,
+    )
+    task_onset_shift: tuple[str, ...] = option(
+        (), "the same for the runs of one task", many=True, metavar="TASK=SECONDS", alters=True
+    )
+    press_column: str | None = option(
+        None,
+        "column of the events files that says which button was pressed (0 or n/a: none): presses, at onset + "
+        "response_time, are modelled as nuisance, a regressor a button",
+        metavar="COLUMN",
         alters=True,
     )
     stim_pattern: str | None = option(
@@ -141,9 +152,17 @@ class ModelSettings:
     fit_level: tuple[str, ...] = option(
         ("session",),
         "what one fit pools: 'session' (each session by itself), 'subject' (all sessions), or "
-        "groups of sessions such as 01,02 03,04",
+        "groups of sessions such as 01,02 03,04, with patterns (0[1-5]) and, if wanted, a name that stands "
+        "for the sessions in names of files (shapes=art*)",
         many=True,
         metavar="LEVEL",
+        alters=True,
+    )
+    fit_tasks: str = option(
+        "apart",
+        "tasks are fitted apart, or runs of all of them (or of those of --task-id) are one fit: one response "
+        "to a stimulus that several tasks show, one set of noise regressors and ridge fractions",
+        choices=("apart", "together"),
         alters=True,
     )
     confounds: tuple[str, ...] = option(
@@ -216,14 +235,6 @@ class ModelSettings:
         choices=("population", "unit"),
         alters=True,
     )
-    psn_parcels: tuple[str, ...] = option(
-        ("blocks",),
-        "voxels that PSN denoises together: compact blocks, the regions of an atlas on the grid of the data "
-        "(NIfTI, one .label.gii a hemisphere, or .dlabel.nii), or none: all voxels at once",
-        many=True,
-        metavar="blocks|none|FILE",
-        alters=True,
-    )
     psn_type: str = option(
         "B",
         "single-trial betas that PSN is fed (the last type there is, where this one is not)",
@@ -254,6 +265,15 @@ class StudySettings:
     dataset_long_name: str | None = option(None, "its full name", metavar="NAME")
     visual_angle: float | None = option(
         None, "width of the stimuli in degrees of visual angle", kind="float", metavar="DEGREES"
+    )
+    own_split_rule: str | None = option(
+        None,
+        "how the group level finds the test set of this study, where single participants cannot tell (see "
+        "--split-rule)",
+        choices=("stimulus", "run", "farthest", "shared"),
+    )
+    own_split_list: str | None = option(
+        None, "file and column that list its test set; named in messages, never read", metavar="TEXT"
     )
     publication_url: str | None = option(None, "address of its publication", metavar="URL")
     code_url: str | None = option(None, "address of its code", metavar="URL")
@@ -289,10 +309,11 @@ class GroupSettings:
         metavar="FILE",
     )
     split_rule: str = option(
-        "stimulus",
-        "split of a dataset that has none of its own: whole stimuli, whole runs, or the fifth of a "
-        "participant's stimuli that are farthest from the others (needs --features)",
-        choices=("stimulus", "run", "farthest"),
+        "auto",
+        "split of a dataset that has none of its own: whole stimuli, whole runs, the fifth of a "
+        "participant's stimuli that are farthest from the others (needs --features), or shared: those that "
+        "several participants saw are test; auto: as the dataset's recipe says, else whole stimuli",
+        choices=("auto", "stimulus", "run", "farthest", "shared"),
     )
     features: str | None = option(
         None,

@@ -89,7 +89,7 @@ def init_fit_wf(
         "write",
         gib / 2,
     )
-    workflow = Workflow(name=name or f"fit_{plan.name.replace('-', '_')}_wf")
+    workflow = Workflow(name=name or f"fit_{node_name(plan.name)}_wf")
     workflow.connect(
         [
             (glm, reliability, [("out_file", "glm_file")]),
@@ -124,3 +124,8 @@ def _carry(
     for user in users:
         workflow.connect(step, "plan_file", user, "plan_file")
     workflow.connect(step, "out_file", write, "surface_file")
+
+
+def node_name(text: str) -> str:
+    """Spell a fit's name as Nipype allows: ``sub-01_ses-1+2`` becomes ``sub_01_ses_1_and_2``."""
+    return text.replace("-", "_").replace("+", "_and_")
