@@ -53,6 +53,8 @@ METHODS_USE = {"numpy", "scipy", "torch", "sklearn", "threadpoolctl"}
 # Files of a method package that use more: the shim for existing scripts writes the published files itself.
 METHODS_WRITE = {
     "conform_app/glmsingle/compat_files.py": {"h5py"},
+    # Transforms on disk: what `save` and `load` of the public classes write and read.
+    "conform_app/surface/stored.py": {"h5py"},
     # Networks that compute image features are whatever the user has: none is a dependency.
     "conform_app/braincorl/features.py": {"PIL", "h5py"}
     | (NETWORKS := {"av", "efficientnet_lite_pytorch", "open_clip", "timm", "transformers"}),
