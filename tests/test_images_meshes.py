@@ -14,13 +14,17 @@ from conform_app.images.runs import open_run
 from conform_app.images.series import grayordinate_grid, surface_grid, voxels_of, write_series
 from conform_app.images.surfaces import (
     first_vertices,
-    read_affine,
     read_surface,
     read_vertices,
     write_surface,
 )
+from conform_app.images.transforms import read_points
 
 CRAS = np.array([3.0, -14.5, 22.25])
+
+
+def read_affine(path, **ends):
+    return read_points(path, **ends).matrix
 
 
 @pytest.fixture

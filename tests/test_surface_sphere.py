@@ -6,7 +6,7 @@ import pytest
 from surface_cases import fsaverage5, icosphere, rotation, signal
 
 from conform_app.errors import DataError, UsageError
-from conform_app.surface import SphereResampler, vertex_areas
+from conform_app.surface import SphereResampler, load_transform, vertex_areas
 from conform_app.surface.locate import barycentric_weights
 
 
@@ -141,6 +141,21 @@ def test_masked_vertices_reach_nothing(fine, coarse, method):
     assert not carry.valid[at > 60].any()
 
 
+@pytest.mark.parametrize("method", ["adaptive", "barycentric"])
+def test_a_mask_can_come_later(fine, coarse, method):
+    options = {"method": method}
+    if method == "adaptive":
+        options |= {"source_area": vertex_areas(fine), "target_area": vertex_areas(coarse)}
+    mask = on_sphere(fine)[:, 2] > -0.3
+    want = SphereResampler(fine, coarse, source_mask=mask, **options)
+    got = SphereResampler(fine, coarse, **options).masked(mask)
+    assert abs(got.matrix - want.matrix).max() < 1e-12
+    np.testing.assert_array_equal(got.valid, want.valid)
+    assert got.method == method
+    with pytest.raises(DataError, match="source mask"):
+        got.masked(mask[:-1])
+
+
 def test_labels_go_to_the_majority(fine, coarse):
     octant = (on_sphere(fine) > 0) @ [1, 2, 4]
     labels = (octant + 10).astype(np.int16)
@@ -185,6 +200,10 @@ def test_storage(tmp_path, fine, coarse):
     values = signal(fine[0])
     np.testing.assert_array_equal(again.apply(values), down.apply(values))
     assert abs(again.inverse().matrix - down.inverse().matrix).max() == 0
+    path = down.save(tmp_path / "sub-01_hemi-L_from-fsnative_to-fsLR_mode-points_xfm.h5")
+    for loaded in (SphereResampler.load(path), load_transform(path)):
+        np.testing.assert_array_equal(loaded.apply(values), down.apply(values))
+        assert abs(loaded.inverse().matrix - down.inverse().matrix).max() == 0
     plain = SphereResampler(fine, coarse, method="nearest")
     assert SphereResampler.from_arrays(plain.to_arrays()).method == "nearest"
     for name in ("columns", "source_sphere", "method"):

@@ -1,13 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """VolumeToSurface: against scipy and nilearn, masks, the way back, storage, and wrong input."""
 
+import h5py
 import numpy as np
 import pytest
 from scipy.ndimage import map_coordinates
 from surface_cases import OBLIQUE, SHAPE, fsaverage5, middle_of, waves
 
-from conform_app.errors import DataError, UsageError
-from conform_app.surface import VolumeToSurface, check_hemisphere, midthickness
+from conform_app.errors import DataError, FileFaultError, NoInputError, UsageError
+from conform_app.surface import (
+    SphereResampler,
+    VolumeToSurface,
+    check_hemisphere,
+    load_transform,
+    midthickness,
+)
 
 METHODS = ("ribbon", "trilinear", "cubic", "nearest", "line", "depth", "ball")
 
@@ -177,6 +184,17 @@ def test_storage(tmp_path, cortex, volume, method):
     np.testing.assert_array_equal(again.apply(volume), sample.apply(volume))
     np.testing.assert_array_equal(again.reach, sample.reach)
     assert (again.method, again.volume_shape) == (method, SHAPE)
+    path = sample.save(tmp_path / "sub-01_from-T1w_to-fsnative_mode-image_xfm.h5")
+    for loaded in (VolumeToSurface.load(path), load_transform(path)):
+        assert isinstance(loaded, VolumeToSurface)
+        np.testing.assert_array_equal(loaded.apply(volume), sample.apply(volume))
+        if method != "cubic":
+            values = sample.apply(volume)
+            np.testing.assert_array_equal(loaded.to_volume(values), sample.to_volume(values))
+    first = path.read_bytes()
+    assert sample.save(path).read_bytes() == first
+    with pytest.raises(DataError, match="holds a VolumeToSurface, not a SphereResampler"):
+        SphereResampler.load(path)
     for name in ("weights", "shape", "reach", "method"):
         broken = sample.to_arrays()
         del broken[name]
@@ -184,6 +202,47 @@ def test_storage(tmp_path, cortex, volume, method):
             VolumeToSurface.from_arrays(broken)
     with pytest.raises(DataError, match="contradicts itself"):
         VolumeToSurface.from_arrays({**sample.to_arrays(), "columns": sample.matrix.indices[:-1]})
+
+
+def test_files_that_hold_no_transform(tmp_path):
+    path = tmp_path / "a_xfm.h5"
+    with pytest.raises(NoInputError, match="There is no file"):
+        load_transform(path)
+    path.write_bytes(b"nothing")
+    with pytest.raises(FileFaultError, match="cannot be read"):
+        load_transform(path)
+    with h5py.File(path, "w") as file:
+        file["x"] = np.arange(3)
+    with pytest.raises(DataError, match="no transform between voxels and vertices"):
+        load_transform(path)
+
+
+def test_gaps_of_the_ribbon_take_the_voxel_at_the_middle(cortex, volume):
+    """Only rows that were empty change, and they change to the value of the nearest method."""
+    coarse = {"subdivisions": 1}
+    ribbon = VolumeToSurface(*cortex, SHAPE, OBLIQUE, **coarse)
+    filled = VolumeToSurface(*cortex, SHAPE, OBLIQUE, fill_gaps=True, **coarse)
+    near = VolumeToSurface(*cortex, SHAPE, OBLIQUE, method="nearest")
+    gaps = ~ribbon.valid & near.valid
+    assert 10 < gaps.sum() < 5000
+    np.testing.assert_array_equal(filled.valid, ribbon.valid | near.valid)
+    got = filled.apply(volume)
+    np.testing.assert_array_equal(got[ribbon.valid], ribbon.apply(volume)[ribbon.valid])
+    np.testing.assert_array_equal(got[gaps], near.apply(volume)[gaps])
+    np.testing.assert_allclose(filled.reach[gaps], 1.0)  # one piece of one
+    mask = volume > 95
+    masked = VolumeToSurface(*cortex, SHAPE, OBLIQUE, fill_gaps=True, mask=mask, **coarse)
+    assert not masked.matrix[:, ~mask.ravel()].nnz
+
+
+def test_vertices_left_out_have_no_value(cortex, volume, ribbon):
+    keep = np.arange(len(cortex[0][0])) % 3 > 0
+    some = VolumeToSurface(*cortex, SHAPE, OBLIQUE, vertex_mask=keep)
+    np.testing.assert_array_equal(some.valid, ribbon.valid & keep)
+    np.testing.assert_array_equal(some.apply(volume)[some.valid], ribbon.apply(volume)[some.valid])
+    for wrong, told in ((keep[:-1], "vertex mask has shape"), (np.zeros(len(keep)), "vertex mask is empty")):
+        with pytest.raises(DataError, match=told):
+            VolumeToSurface(*cortex, SHAPE, OBLIQUE, vertex_mask=wrong)
 
 
 def changed(surface, **by):

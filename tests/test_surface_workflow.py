@@ -23,11 +23,11 @@ from small_surfaces import (
     voxel_quarters,
 )
 
-from conform_app.bids.registered import read_transform
+from conform_app.errors import DataError
 from conform_app.images import templates
 from conform_app.images.surfaces import read_surface
 from conform_app.reports.page import build_report
-from conform_app.surface import SphereResampler
+from conform_app.surface import SphereResampler, VolumeToSurface, load_transform
 
 pytestmark = pytest.mark.usefixtures("no_templates")
 
@@ -170,8 +170,7 @@ def test_the_output_is_valid_and_says_where_it_came_from(carried, validate):
 @pytest.mark.end_to_end
 def test_the_transform_that_was_saved_does_what_was_done(carried):
     anat = carried / "sub-01" / "anat"
-    arrays = read_transform(anat / "sub-01_hemi-L_den-32k_from-fsnative_to-fsLR_mode-points_xfm.h5")
-    again = SphereResampler.from_arrays(arrays)
+    again = SphereResampler.load(anat / "sub-01_hemi-L_den-32k_from-fsnative_to-fsLR_mode-points_xfm.h5")
     native = gifti(carried / "sub-01" / "func", "space-fsnative", "L")
     target = gifti(carried / "sub-01" / "func", "space-fsLR_den-32k", "L")
     inside = np.isfinite(target[:, 0])
@@ -179,6 +178,38 @@ def test_the_transform_that_was_saved_does_what_was_done(carried):
     np.testing.assert_allclose(again.apply(native)[sure], target[sure], rtol=1e-4, atol=1e-4)
     mesh = read_surface(anat / "sub-01_hemi-L_space-fsLR_den-32k_midthickness.surf.gii")
     np.testing.assert_allclose(np.linalg.norm(mesh[0] - CENTRE["L"], axis=1), 3.25, atol=0.08)
+
+
+@pytest.mark.end_to_end
+def test_the_matrices_that_were_saved_carry_a_run_as_it_was_carried(carried, balls):
+    """V from voxels to the participant's mesh, R from there to the target: their product is what was done."""
+    func, anat = carried / "sub-01" / "func", carried / "sub-01" / "anat"
+    run = next(path for path in bold_files(balls) if "run-1" in path.name)
+    volume = np.asarray(nib.load(run).dataobj, np.float32)
+    work = carried.parent / "work"
+    for hemi in "LR":
+        stem = f"sub-01_task-x_hemi-{hemi}_from-T1w_to-fsnative_mode-image_xfm"
+        sample = load_transform(func / f"{stem}.h5")
+        assert isinstance(sample, VolumeToSurface)
+        assert sample.volume_shape == SHAPE
+        name = anat / f"sub-01_hemi-{hemi}_den-32k_from-fsnative_to-fsLR_mode-points_xfm.h5"
+        carry = SphereResampler.load(name)
+        got = carry.masked(sample.valid).apply(sample.apply(volume))
+        path = next(work.rglob(f"sub-01_task-x_run-1_hemi-{hemi}_space-fsLR_den-32k_bold.func.gii"))
+        want = np.stack([array.data for array in nib.load(path).darrays], axis=1)
+        inside = np.isfinite(want[:, 0])
+        np.testing.assert_allclose(got[inside], want[inside], rtol=1e-5)
+        # and back: each voxel of the cortex has a value of its own quarter
+        back = sample.to_volume(carry.inverse().apply(np.nan_to_num(got[:, 0])), fill=np.nan)
+        assert np.isfinite(back).sum() > 10
+        sidecar = json.loads((func / f"{stem}.json").read_text())
+        sources = " ".join(sidecar["Sources"])
+        assert f"sub-01/anat/sub-01_hemi-{hemi}_pial.surf.gii" in sources
+        assert "space-T1w_desc-preproc_bold.nii.gz" in sources
+        assert "sphere" not in sources
+        assert "voxels" in sidecar["Description"]
+    with pytest.raises(DataError, match="holds a SphereResampler, not a VolumeToSurface"):
+        VolumeToSurface.load(name)
 
 
 @pytest.mark.end_to_end

@@ -20,7 +20,8 @@ from conform_app.bids.surfaceplan import HemiPlan, SurfacePlan
 from conform_app.bids.surfaces import HEMISPHERES, HemiFiles
 from conform_app.errors import DataError, NoInputError
 from conform_app.images import templates
-from conform_app.images.surfaces import FSLR_VERTICES, read_affine, read_surface, read_vertices
+from conform_app.images.surfaces import FSLR_VERTICES, read_surface, read_vertices
+from conform_app.images.transforms import Affine, PointMap, read_points
 
 _REGISTRATION = {
     "msmsulc": "MSMSulc sphere in fsLR",
@@ -66,7 +67,8 @@ def plan_surface(fit: Fit, of: str, *, images: Sequence[Any]) -> tuple[SurfacePl
         halves, coordinates, how = _group_halves(fit, density)
         warnings.append(
             f"{fit.volume} volumes are sampled on fsaverage's average surfaces: group-average registration, "
-            "which knows nothing of this person's folds. BOLD in T1w space with surfaces does better."
+            "which knows nothing of this person's folds. BOLD in T1w space, or the participant's own surfaces "
+            f"and the transform from-{fit.volume.space}_to-T1w_mode-image_xfm.h5, do better."
         )
     else:
         halves, coordinates, how = _own_halves(fit, density)
@@ -76,6 +78,7 @@ def plan_surface(fit: Fit, of: str, *, images: Sequence[Any]) -> tuple[SurfacePl
                 "group average, not this person's cortex."
             )
     to_t1w = fit.surfaces.to_t1w if fit.surfaces is not None else None
+    to_template = fit.surfaces.to_template if fit.surfaces is not None else None
     surface = SurfacePlan(
         of=of,
         volume=fit.volume.space,
@@ -86,6 +89,7 @@ def plan_surface(fit: Fit, of: str, *, images: Sequence[Any]) -> tuple[SurfacePl
         group_average=fit.surfaces is None,
         approximate=fit.surfaces is not None and fit.surfaces.desc == "approx",
         to_volume=None if to_t1w is None else str(to_t1w),
+        to_template=None if to_template is None else str(to_template),
         subcortex=_subcortex(fit, of, warnings) if fit.kind == "cifti" else None,
     )
     _check(surface, fit, images)
@@ -237,8 +241,8 @@ def _check(surface: SurfacePlan, fit: Fit, images: Sequence[Any]) -> None:
             "Correct the names or the coordinates of the surfaces.",
         )
     for run, image in zip(fit.runs, images, strict=True):
-        matrix = points_to_volume(surface, None if run.transform is None else str(run.transform))
-        if not any(_inside(image.grid, points, matrix).any() for points in middles.values()):
+        move = points_to_volume(surface, None if run.transform is None else str(run.transform))
+        if not any(_inside(image.grid, move(points)).any() for points in middles.values()):
             white = surface.hemispheres[0].white
             raise DataError(
                 f"{run.bold[0]} does not overlap the cortex of {white}: no vertex lies in the volume.",
@@ -254,15 +258,15 @@ def _same_size(one: str, n: int, other: str, m: int) -> None:
         )
 
 
-def _inside(grid: Any, points: np.ndarray, matrix: np.ndarray) -> np.ndarray:
-    """Tell which points lie in the volume."""
-    to_voxels = np.linalg.inv(np.asarray(grid.affine)) @ matrix
+def _inside(grid: Any, points: np.ndarray) -> np.ndarray:
+    """Tell which points (mm) lie in the volume."""
+    to_voxels = np.linalg.inv(np.asarray(grid.affine))
     voxels = points @ to_voxels[:3, :3].T + to_voxels[:3, 3]
     return ((voxels > -0.5) & (voxels < np.array(grid.shape) - 0.5)).all(axis=1)
 
 
-def points_to_volume(surface: SurfacePlan, transform: str | None) -> np.ndarray:
-    """Return the affine (mm) from the surfaces' coordinates to those of a run's volume.
+def points_to_volume(surface: SurfacePlan, transform: str | None) -> PointMap:
+    """Return what takes points (mm) of the surfaces to the coordinates of a run's volume.
 
     Parameters
     ----------
@@ -270,13 +274,15 @@ def points_to_volume(surface: SurfacePlan, transform: str | None) -> np.ndarray:
     transform : str or None
         The run's own, from T1w (see :class:`conform_app.bids.plan.RunPlan`).
     """
-    matrix = np.eye(4)
     if surface.group_average:
-        matrix = np.array(templates.MNI305_TO_MNI152)
+        return PointMap((Affine(np.array(templates.MNI305_TO_MNI152)),))
+    way = PointMap()
     if surface.to_volume:
-        matrix = read_affine(surface.to_volume, source="fsnative", target="T1w")
+        way = read_points(surface.to_volume, source="fsnative", target="T1w")
+    if surface.to_template:
+        way = way.then(read_points(surface.to_template, source="T1w", target=surface.volume))
     if transform:
         ends = dict(part.split("-", 1) for part in Path(transform).name.split("_") if "-" in part)
         native = ends["to"] if ends["from"] == "T1w" else ends["from"]
-        matrix = read_affine(transform, source="T1w", target=native) @ matrix
-    return matrix
+        way = way.then(read_points(transform, source="T1w", target=native))
+    return way

@@ -102,7 +102,7 @@ class Companions:
             run_entities(candidate.run),
             "transform",
             ("xfm",),
-            (".txt",),
+            (".txt", ".h5"),
             lambda file: {file.entities.get("from"), file.entities.get("to")} in ends,
             but=("from", "to", "mode", "desc"),
         )

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+import shutil
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,19 +15,13 @@ import numpy as np
 from conform_app.bids.layout import parse_name
 from conform_app.bids.naming import anat_name, sidecar_name
 from conform_app.bids.provenance import bids_uri, write_json
-from conform_app.images.arrays import load_arrays, load_meta, save_arrays
-from conform_app.images.surfaces import write_surface
+from conform_app.images.arrays import load_arrays, load_meta
+from conform_app.images.surfaces import FSAVERAGE_VERTICES, write_surface
 
 if TYPE_CHECKING:
     from conform_app.bids.derivatives import FitWriter
 
 MAPS = ("coverage", "arealdistortion", "edgedistortion")
-
-
-def read_transform(path: Path) -> dict[str, np.ndarray]:
-    """Read an ``xfm.h5``: what ``SphereResampler.from_arrays`` takes."""
-    words = {name: np.array(text) for name, text in load_meta(path).items()}
-    return load_arrays(path) | words
 
 
 def write_registration(writer: FitWriter, path: Path) -> dict[str, Any]:
@@ -49,16 +45,47 @@ def write_registration(writer: FitWriter, path: Path) -> dict[str, Any]:
             reference = None if key == "coverage" else meta["summary"]["reference"]
             whole.image(key, arrays[key], DistortionReference=reference)
     surface = writer.plan.surface
+    for found in meta["samplings"]:
+        _write_sampling(writer, path.parent, found)
     if surface.coordinates and not surface.group_average:
         for half in surface.hemispheres:
-            _write_anat(writer, half, arrays, meta["xfm"])
+            _write_anat(writer, half, arrays, path.parent / meta["resamplings"][half.hemi])
     return meta
 
 
-def _write_anat(
-    writer: FitWriter, half: Any, arrays: Mapping[str, np.ndarray], words: Mapping[str, str]
-) -> None:
-    """Write the transform and the middle surface of one hemisphere."""
+def _write_sampling(writer: FitWriter, folder: Path, found: Mapping[str, Any]) -> None:
+    """Write the matrix from the voxels of the runs on one grid to the mesh of one hemisphere."""
+    plan, surface = writer.plan, writer.plan.surface
+    half = next(h for h in surface.hemispheres if h.hemi == found["hemi"])
+    own = parse_name(Path(half.white)).entities
+    labels, volumes, ways = (
+        dict(plan.entities),
+        list(surface.inputs),
+        [surface.to_volume, surface.to_template],
+    )
+    if found["run"] is not None:
+        run = plan.runs[found["run"]]
+        stem = Path(run.bold[0]).name.partition("_space-")[0].partition("_hemi-")[0]
+        labels |= dict(pair.split("-", 1) for pair in stem.split("_") if "-" in pair)
+        volumes = [path for path in volumes if Path(path).name.startswith(f"{stem}_")]
+        ways.append(run.transform)
+    density = {n: label for label, n in FSAVERAGE_VERTICES.items()}.get(found["n_vertices"])
+    labels |= {"space": None, "res": None, "hemi": half.hemi, "from": surface.volume, "mode": "image"}
+    labels |= {
+        "to": "fsaverage" if surface.group_average else "fsnative",
+        "den": density if surface.group_average else own.get("den"),
+        "desc": own.get("desc"),
+    }
+    name = anat_name("sampling", labels)
+    text = "Sparse matrix (CSR) that takes values of voxels to the vertices of "
+    text += "fsaverage's average surfaces." if surface.group_average else "the participant's mesh."
+    sources = [half.white, half.pial, half.midthickness, half.cortex, *volumes, *ways]
+    _copy(folder / found["file"], writer.root / name)
+    _describe(writer, "sampling", name, filter(None, sources), Description=text)
+
+
+def _write_anat(writer: FitWriter, half: Any, arrays: Mapping[str, np.ndarray], transform: Path) -> None:
+    """Write the transform between meshes and the middle surface of one hemisphere."""
     plan, own = writer.plan, parse_name(Path(half.white)).entities
     labels = {
         "sub": plan.subject,
@@ -68,12 +95,8 @@ def _write_anat(
         "den": "32k" if plan.den == "91k" else plan.den,
         "desc": own.get("desc"),
     }
-    prefix = f"{half.hemi}_xfm_"
-    xfm = {n.removeprefix(prefix): values for n, values in arrays.items() if n.startswith(prefix)}
-    files = {"resampling": anat_name("resampling", labels), "midthickness": anat_name("midthickness", labels)}
-    for name in files.values():
-        (writer.root / name).parent.mkdir(parents=True, exist_ok=True)
-    save_arrays(writer.root / files["resampling"], xfm, words)
+    files = {key: anat_name(key, labels) for key in ("resampling", "midthickness")}
+    _copy(transform, writer.root / files["resampling"])
     mesh = arrays[f"{half.hemi}_coordinates"], arrays[f"{half.hemi}_triangles"]
     write_surface(writer.root / files["midthickness"], mesh, half.hemi, "midthickness")
     texts = {
@@ -82,13 +105,21 @@ def _write_anat(
         "midthickness": "The participant's middle surface on the target mesh.",
     }
     for key, name in files.items():
-        sources = [bids_uri(path, writer.dataset["roots"], writer.root) for path in half.files()]
-        content = {
-            "Description": texts[key],
-            "Sources": sorted(set(sources)),
-            "Density": f"{half.n_target} vertices",
-            "Registration": plan.surface.registration,
-            "ConfigurationHash": writer.dataset["digest"],
-        }
-        write_json(writer.root / sidecar_name(name), content)
-        writer.products.setdefault(key, []).append(name)
+        more = {"Density": f"{half.n_target} vertices", "Registration": plan.surface.registration}
+        _describe(writer, key, name, half.files(), Description=texts[key], **more)
+
+
+def _describe(writer: FitWriter, key: str, name: str, sources: Iterable[str], **content: Any) -> None:
+    """Write the sidecar of a file of the registration, and remember the file."""
+    uris = {bids_uri(path, writer.dataset["roots"], writer.root) for path in sources}
+    hashed = {"Sources": sorted(uris), "ConfigurationHash": writer.dataset["digest"]}
+    write_json(writer.root / sidecar_name(name), content | hashed)
+    writer.products.setdefault(key, []).append(name)
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Copy a file of the work folder; it appears when it is complete."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = target.with_name(f".{target.name}.{os.getpid()}.part")
+    shutil.copyfile(source, part)
+    os.replace(part, target)

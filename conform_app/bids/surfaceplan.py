@@ -78,6 +78,8 @@ class SurfacePlan:
         The surfaces say of themselves (desc-approx) that they are not this person's.
     to_volume : str or None
         Transform from the surfaces' space (``fsnative``) to T1w.
+    to_template : str or None
+        Transform from T1w to the template in which the volumes are.
     subcortex : str or None
         Segmentation that says which voxels are grayordinates.
     """
@@ -91,12 +93,13 @@ class SurfacePlan:
     group_average: bool = False
     approximate: bool = False
     to_volume: str | None = None
+    to_template: str | None = None
     subcortex: str | None = None
 
     def files(self) -> list[str]:
         """Every input: volumes, masks, surfaces, spheres, templates and transforms."""
         more = [path for hemi in self.hemispheres for path in hemi.files()]
-        more += [path for path in (self.to_volume, self.subcortex) if path]
+        more += [path for path in (self.to_volume, self.to_template, self.subcortex) if path]
         return list(dict.fromkeys([*self.inputs, *more]))
 
     @property
@@ -107,7 +110,8 @@ class SurfacePlan:
     def summary(self) -> dict[str, Any]:
         """What the record of a fit keeps: no paths, which are in the sidecars."""
         kept = ("of", "volume", "registration", "coordinates", "group_average", "approximate")
-        return {name: getattr(self, name) for name in kept} | {"subcortex": self.subcortex is not None}
+        facts = {"subcortex": self.subcortex is not None, "warped": self.to_template is not None}
+        return {name: getattr(self, name) for name in kept} | facts
 
 
 def from_dict(content: dict[str, Any] | None) -> SurfacePlan | None:

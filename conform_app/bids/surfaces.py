@@ -9,7 +9,7 @@ read here but names.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from conform_app.bids.candidates import Candidate
@@ -61,6 +61,8 @@ class SubjectSurfaces:
     density : str or None
     to_t1w : Path or None
         Transform from FreeSurfer's space to that of the T1w image.
+    to_template : Path or None
+        Transform from the T1w image's space to the template in which the volumes are.
     """
 
     left: HemiFiles
@@ -69,6 +71,7 @@ class SubjectSurfaces:
     desc: str | None = None
     density: str | None = None
     to_t1w: Path | None = None
+    to_template: Path | None = None
 
 
 def find_surfaces(
@@ -211,13 +214,27 @@ def _from_freesurfer(folder: Path, subject: str, sessions: Sequence[str]) -> Sub
 
 def _placed(found: SubjectSurfaces, roots: Sequence[Path], subject: str) -> SubjectSurfaces:
     """Add the transform from FreeSurfer's space to the T1w image's, where preprocessing wrote one."""
-    from dataclasses import replace
-
     for root in roots:
         for file in _anat_files(root, subject):
-            if file.suffix == "xfm" and file.extension == ".txt" and "from-fsnative_to-T1w" in file.path.name:
+            known = file.suffix == "xfm" and file.extension in (".txt", ".h5")
+            if known and "from-fsnative_to-T1w" in file.path.name:
                 return replace(found, to_t1w=file.path)
     return found
+
+
+def _to_template(roots: Sequence[Path], subject: str, sessions: Sequence[str], space: str) -> Path | None:
+    """The transform that takes points of T1w space to a template's (ITK: the image transform back)."""
+    for root in roots:
+        found = [
+            file
+            for file in _anat_files(root, subject)
+            if file.suffix == "xfm"
+            and file.extension in (".h5", ".txt")
+            and f"_from-{space}_to-T1w_" in file.path.name
+        ]
+        if found:
+            return min(found, key=lambda f: (f.entities.get("session") not in (*sessions, None), f.path)).path
+    return None
 
 
 def subjects_dirs(bids_dir: Path | str, roots: Iterable[Path], named: Mapping[str, Path | str]) -> list[Path]:
@@ -252,12 +269,16 @@ class SurfaceFinder:
     def surfaces(
         self, subject: str, sessions: Sequence[str], volume: SpaceKey, space: SpaceKey
     ) -> SubjectSurfaces | None:
-        """The participant's surfaces; None for volumes that do not lie on them."""
-        if volume.space.startswith("MNI152"):
+        """The participant's surfaces; None for volumes in a template's space that nothing leads to from them."""
+        standard = volume.space.startswith("MNI152")
+        way = _to_template(self.roots, subject, sessions, volume.space) if standard else None
+        if standard and way is None:
             return None
         try:
-            return find_surfaces(subject, sessions, self.roots, self.folders)
+            return replace(find_surfaces(subject, sessions, self.roots, self.folders), to_template=way)
         except NoInputError as error:
+            if standard:
+                return None
             raise NoInputError(
                 f"no preprocessed BOLD in space {space}; there is {self.there}, which cannot be carried "
                 f"there: {error.message}",

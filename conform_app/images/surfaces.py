@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Surfaces and transforms <-> files: GIFTI and FreeSurfer meshes, masks of vertices, affine transforms.
+"""Surfaces <-> files: GIFTI and FreeSurfer meshes, masks of vertices.
 
 A surface is `(coordinates (n, 3) float64 in mm, triangles (m, 3) int32)`.  Coordinates are those of the
 scanner (RAS).  FreeSurfer's own ("tkRAS") have their origin in the middle of its volume: with the volume's
@@ -13,7 +13,6 @@ one coarse triangle, whose corners are the ends of their edges.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -190,74 +189,3 @@ def _edge_ends(triangles: np.ndarray, n_coarse: int, n_fine: int) -> np.ndarray:
     if len(edges) != 2 * (n_fine - n_coarse):
         raise DataError("The mesh is not nested as fsaverage is.", "Give the mesh of the density wanted.")
     return edges[:, 1].reshape(-1, 2)
-
-
-def read_affine(path: str | Path, *, source: str, target: str) -> np.ndarray:
-    """Read an affine that takes points from one space to another.
-
-    Parameters
-    ----------
-    path : path
-        Text: an ITK transform (LPS; ``from-A_to-B_mode-image`` takes points of B to A), or 4 x 4 numbers
-        (RAS; ``from-A_to-B`` takes points of A to B).  Its name says from where to where.
-    source, target : str
-        Space labels of the points to take and to get.
-
-    Returns
-    -------
-    ndarray of shape (4, 4)
-        In mm, RAS to RAS.
-
-    Raises
-    ------
-    DataError
-        No affine, or one between other spaces.
-    """
-    path = require(Path(path))
-    remedy = "Give BOLD in T1w space instead."
-    with reading(path):
-        text = path.read_text(encoding="utf-8", errors="replace")
-    itk = text.startswith("#Insight")
-    matrix = _itk_matrix(text) if itk else _plain_matrix(text)
-    if matrix is None or not np.isfinite(matrix).all() or abs(np.linalg.det(matrix)) < 1e-6:
-        raise DataError(f"{path} holds no single affine transform.", remedy)
-    parts = dict(part.split("-", 1) for part in path.name.split("_") if "-" in part)
-    ends = (parts.get("from"), parts.get("to"))
-    if itk and parts.get("mode") != "points":
-        ends = ends[::-1]
-    if ends == (source, target):
-        return matrix
-    if ends == (target, source):
-        return np.linalg.inv(matrix)
-    raise DataError(f"{path} does not lead from {source} to {target}.", remedy)
-
-
-def _plain_matrix(text: str) -> np.ndarray | None:
-    try:
-        matrix = np.array(
-            [[float(word) for word in line.split()] for line in text.splitlines() if line.strip()]
-        )
-    except ValueError:
-        return None
-    return matrix if matrix.shape == (4, 4) else None
-
-
-def _itk_matrix(text: str) -> np.ndarray | None:
-    """Return the matrix of an ITK text file with one affine, brought from LPS to RAS."""
-    fields: dict[str, Any] = {}
-    for line in text.splitlines():
-        name, colon, value = line.partition(":")
-        if colon and name in fields:  # several transforms in a row
-            return None
-        if colon:
-            fields[name] = value.split()
-    kind = " ".join(fields.get("Transform", ()))
-    if not kind.startswith(("AffineTransform_", "MatrixOffsetTransformBase_")) or "_3_3" not in kind:
-        return None
-    numbers = np.array(fields["Parameters"], dtype=float)
-    centre = np.array(fields["FixedParameters"], dtype=float)
-    matrix = np.eye(4)
-    matrix[:3, :3] = numbers[:9].reshape(3, 3)
-    matrix[:3, 3] = numbers[9:] + centre - matrix[:3, :3] @ centre
-    flip = np.diag([-1.0, -1.0, 1.0, 1.0])
-    return flip @ matrix @ flip

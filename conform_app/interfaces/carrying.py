@@ -17,8 +17,10 @@ from conform_app.bids.carried import points_to_volume
 from conform_app.bids.plan import FitPlan, RunPlan
 from conform_app.errors import DataError
 from conform_app.images import finite_varying, open_run, read_mask
+from conform_app.images.arrays import save_arrays
 from conform_app.images.series import grayordinate_grid, surface_grid, voxels_of
-from conform_app.interfaces.cortex import Hemisphere, open_hemisphere, volume_matrix
+from conform_app.interfaces.cortex import Hemisphere, open_hemisphere, sample_volume, volume_matrix
+from conform_app.surface import VolumeToSurface
 from conform_app.surface.linear import LinearMap
 
 
@@ -37,6 +39,8 @@ class Carrier:
     grid : Grid
         Of the surface space.
     sides : tuple of Hemisphere
+    samplings : list of list of VolumeToSurface
+        From the voxels of each grid to the participant's mesh, left and right.
     matrices : list of csr_matrix, shape (n_surface_points, n_volume_points)
         One a grid; the points of the subcortex have empty rows.
     points : ndarray of bool, shape (n_surface_points,)
@@ -61,7 +65,8 @@ class Carrier:
         self._place, places = self._places()
         self.inside = [inside] if inside is not None else [self._voxels(members) for members in places]
         pairs = zip(places, self.inside, strict=True)
-        self.matrices = [self._matrix(members[0], voxels) for members, voxels in pairs]
+        self.samplings = [self._samplings(members[0], voxels) for members, voxels in pairs]
+        self.matrices = [self._matrix(samplings) for samplings in self.samplings]
         self._maps = [LinearMap(matrix) for matrix in self.matrices]
         valid = np.logical_and.reduce([found.valid for found in self._maps])
         valid[self.n_cortex :] = True
@@ -97,21 +102,24 @@ class Carrier:
             inside[inside] = finite_varying(self._images[number].load(inside))[1]
         return inside
 
-    def _matrix(self, number: int, voxels: np.ndarray) -> sparse.csr_matrix:
+    def _samplings(self, number: int, voxels: np.ndarray) -> list[VolumeToSurface]:
         run, grid = self.plan.runs[number], self._images[number].grid
         to_volume = points_to_volume(self.surface, run.transform)
-        found = [volume_matrix(side, grid, voxels, to_volume, run.bold[0]) for side in self.sides]
+        return [sample_volume(side, grid, voxels, to_volume, run.bold[0]) for side in self.sides]
+
+    def _matrix(self, samplings: list[VolumeToSurface]) -> sparse.csr_matrix:
+        found = [volume_matrix(*pair) for pair in zip(self.sides, samplings, strict=True)]
         matrix = sparse.vstack(found, format="csr")[self.kept]
         rest = self.grid.n_points - matrix.shape[0]
         if rest:
-            matrix = sparse.vstack([matrix, sparse.csr_matrix((rest, grid.n_points))], format="csr")
+            matrix = sparse.vstack([matrix, sparse.csr_matrix((rest, matrix.shape[1]))], format="csr")
         return matrix
 
     def first_of(self, place: int) -> int:
         """Number of the first run on a grid."""
         return self._place.index(place)
 
-    def series(self, number: int) -> np.ndarray:
+    def series(self, number: int, device: str = "cpu") -> np.ndarray:
         """Values of a run on the surface: float32 (n_surface_points, n_volumes), NaN where there are none."""
         image, carry = self._images[number], self._maps[self._place[number]]
         used = np.zeros(image.grid.n_points, dtype=bool)
@@ -121,7 +129,7 @@ class Carrier:
             lambda columns, start, stop: values[:, start:stop],
             image.n_volumes,
             fill=np.nan,
-            device="cpu",
+            device=device,
             dtype=np.float32,
         )
         if self.surface.subcortex is not None:
@@ -153,8 +161,9 @@ class Carrier:
             return [folder / f"{stem}_{place}_bold.dtseries.nii"]
         return [folder / f"{stem}_hemi-{hemi}_{place}_bold.func.gii" for hemi in "LR"]
 
-    def account(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        """What the registration was and did (see :func:`conform_app.interfaces.registration.account`)."""
-        from conform_app.interfaces.registration import account
+    def leave_account(self, path: Path, **more: Any) -> Path:
+        """Write what the registration was and did (see :mod:`conform_app.interfaces.registration`)."""
+        from conform_app.interfaces.registration import account, save_transforms
 
-        return account(self)
+        arrays, meta = account(self)
+        return save_arrays(path, arrays, meta | save_transforms(self, path.parent) | more)

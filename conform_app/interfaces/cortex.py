@@ -10,6 +10,7 @@ participant's own mask, take no part: the rows of R are scaled to sum 1 without 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from conform_app.surface import SphereResampler, VolumeToSurface
 from conform_app.surface import midthickness as between
 
 _SPHERE_RADIUS = 100.0
+PointMap = Callable[[np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -103,10 +105,13 @@ def _wall(half: HemiPlan, target_sphere: Surface) -> np.ndarray:
     return carried.apply(mask.astype(np.float64), dtype=np.float64) > 0.5
 
 
-def volume_matrix(
-    side: Hemisphere, grid: Grid, mask: np.ndarray, to_volume: np.ndarray, name: str
-) -> sparse.csr_matrix:
-    """Build C R V for one grid.
+def sample_volume(
+    side: Hemisphere, grid: Grid, mask: np.ndarray, to_volume: PointMap, name: str
+) -> VolumeToSurface:
+    """Build V for one grid: the ribbon of the cortex, with the voxel at the middle surface where it has gaps.
+
+    The polyhedra of a dense mesh can slip between the pieces that voxels are cut into, though the vertex lies
+    amid data.
 
     Parameters
     ----------
@@ -115,54 +120,35 @@ def volume_matrix(
         Of the volume.
     mask : ndarray of bool, shape (n_points,)
         Voxels that may contribute.
-    to_volume : ndarray of shape (4, 4)
-        From the surfaces' coordinates to the volume's, mm.
+    to_volume : callable
+        From the surfaces' coordinates to the volume's, points (n, 3) in mm.
     name : str
         The volume's file, for messages.
-
-    Returns
-    -------
-    csr_matrix, shape (n_target, n_points)
-        Rows of sum 1, or empty.
     """
+    white, pial, middle = ((to_volume(xyz), faces) for xyz, faces in (side.white, side.pial, side.middle))
     try:
-        sampling = _sampling(side, grid, mask, to_volume)
+        return VolumeToSurface(
+            white,
+            pial,
+            grid.shape,
+            grid.affine,
+            mask=np.asarray(mask, dtype=np.uint8).reshape(grid.shape),
+            midthickness=middle[0],
+            fill_gaps=True,
+            vertex_mask=side.own_cortex,
+        )
     except DataError as error:
         raise DataError(
             f"{Path(name).name} on {side.half.white} and {Path(side.half.pial).name}: {error.message}",
             error.remedy,
         ) from error
-    matrix = (sparse.diags(side.own_cortex.astype(np.float64)) @ sampling).tocsr()
-    matrix.eliminate_zeros()
+
+
+def volume_matrix(side: Hemisphere, sampling: VolumeToSurface) -> sparse.csr_matrix:
+    """Build C R V for one grid: (n_target, n_points), rows of sum 1, or empty."""
+    matrix = sampling.matrix
     if side.resampler is not None:
-        keep = np.diff(matrix.indptr) > 0
-        matrix = _rows_of_sum_1(side.resampler.matrix @ sparse.diags(keep.astype(np.float64))) @ matrix
+        matrix = side.resampler.masked(sampling.valid).matrix @ matrix
     matrix = (sparse.diags(side.cortex.astype(np.float64)) @ matrix).tocsr()
     matrix.eliminate_zeros()
     return matrix
-
-
-def _sampling(side: Hemisphere, grid: Grid, mask: np.ndarray, to_volume: np.ndarray) -> sparse.csr_matrix:
-    """Build V: the ribbon, and the voxel at the middle surface where the ribbon of a vertex meets no voxel.
-
-    The polyhedra of a dense mesh can slip between the pieces that voxels are cut into, though the vertex lies
-    amid data.
-    """
-    white, pial, middle = (
-        (xyz @ to_volume[:3, :3].T + to_volume[:3, 3], faces)
-        for xyz, faces in (side.white, side.pial, side.middle)
-    )
-    common = {
-        "mask": np.asarray(mask, dtype=np.uint8).reshape(grid.shape),
-        "midthickness": middle[0],
-    }
-    ribbon = VolumeToSurface(white, pial, grid.shape, grid.affine, **common)
-    if ribbon.valid.all():
-        return ribbon.matrix
-    near = VolumeToSurface(white, pial, grid.shape, grid.affine, method="nearest", **common)
-    return (ribbon.matrix + sparse.diags((~ribbon.valid).astype(np.float64)) @ near.matrix).tocsr()
-
-
-def _rows_of_sum_1(matrix: sparse.csr_matrix) -> sparse.csr_matrix:
-    sums = np.asarray(matrix.sum(axis=1)).ravel()
-    return sparse.diags(np.divide(1.0, sums, out=np.zeros_like(sums), where=sums > 0)) @ matrix

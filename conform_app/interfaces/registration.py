@@ -34,16 +34,14 @@ def account(carrier: Carrier) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     -------
     arrays : dict
         On the surface's points: ``coverage`` (share of the vertex's piece of cortex inside the volume and
-        mask), ``arealdistortion``, ``edgedistortion`` (log2).  Per hemisphere: the transform as
-        ``L_xfm_<name>``, the middle surface on the target mesh as ``L_coordinates``, ``L_triangles``.
+        mask), ``arealdistortion``, ``edgedistortion`` (log2).  Per hemisphere: the middle surface on the
+        target mesh as ``L_coordinates``, ``L_triangles``.
     meta : dict
-        ``summary`` (numbers), ``xfm`` (what of the transforms is text), ``account`` and ``warnings``
-        (sentences).
+        ``summary`` (numbers), ``account`` and ``warnings`` (sentences).
     """
     surface = carrier.surface
     arrays: dict[str, np.ndarray] = {}
     parts: dict[str, list[np.ndarray]] = {"coverage": [], "arealdistortion": [], "edgedistortion": []}
-    words: dict[str, str] = {}
     reference = "sphere" if all(side.half.native_sphere for side in carrier.sides) else "midthickness"
     for number, side in enumerate(carrier.sides):
         parts["coverage"].append(side.to_target(_coverage(carrier, number)))
@@ -51,11 +49,6 @@ def account(carrier: Carrier) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
             areal, edge = _distortion(side, reference)
             parts["arealdistortion"].append(side.to_target(areal))
             parts["edgedistortion"].append(side.to_target(edge))
-            for name, values in side.resampler.to_arrays().items():
-                if np.asarray(values).dtype.kind == "U":
-                    words[name] = str(values)
-                else:
-                    arrays[f"{side.half.hemi}_xfm_{name}"] = values
         arrays[f"{side.half.hemi}_coordinates"] = np.asarray(side.target[0], np.float32)
         arrays[f"{side.half.hemi}_triangles"] = np.asarray(side.target[1], np.int32)
     cortex = np.concatenate([side.cortex for side in carrier.sides])
@@ -71,7 +64,33 @@ def account(carrier: Carrier) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
             finite = np.abs(arrays[name][np.isfinite(arrays[name])])
             summary[name] = {"median": float(np.median(finite)), "p95": float(np.percentile(finite, 95))}
     told = {"account": _sentences(carrier, summary), "warnings": _warnings(summary)}
-    return arrays, {"summary": summary, "xfm": words} | told
+    return arrays, {"summary": summary} | told
+
+
+def save_transforms(carrier: Carrier, folder: Path) -> dict[str, Any]:
+    """Write the transforms; return their files (names in the folder) for the outputs.
+
+    Returns
+    -------
+    dict
+        ``resamplings``: file by hemisphere, for spheres; ``samplings``: ``hemi``, ``file``, ``run`` (number
+        of a run on the grid, None where all runs are on one) and ``n_vertices`` of each from a volume to the
+        mesh.
+    """
+    resamplings, samplings = {}, []
+    for side in carrier.sides:
+        if side.resampler is not None:
+            name = f"{side.half.hemi}_resampling.h5"
+            side.resampler.save(folder / name)
+            resamplings[side.half.hemi] = name
+    for place, pair in enumerate(carrier.samplings):
+        for side, sampling in zip(carrier.sides, pair, strict=True):
+            name = f"{side.half.hemi}_sampling-{place}.h5"
+            sampling.save(folder / name)
+            run = carrier.first_of(place) if len(carrier.samplings) > 1 else None
+            n_vertices = len(side.white[0])
+            samplings.append({"hemi": side.half.hemi, "file": name, "run": run, "n_vertices": n_vertices})
+    return {"resamplings": resamplings, "samplings": samplings}
 
 
 def _coverage(carrier: Carrier, number: int) -> np.ndarray:
@@ -80,10 +99,8 @@ def _coverage(carrier: Carrier, number: int) -> np.ndarray:
     for place, voxels in enumerate(carrier.inside):
         run = carrier.plan.runs[carrier.first_of(place)]
         grid = open_run(tuple(map(Path, run.bold))).grid
-        matrix = points_to_volume(carrier.surface, run.transform)
-        white, pial = (
-            (xyz @ matrix[:3, :3].T + matrix[:3, 3], faces) for xyz, faces in (side.white, side.pial)
-        )
+        move = points_to_volume(carrier.surface, run.transform)
+        white, pial = ((move(xyz), faces) for xyz, faces in (side.white, side.pial))
         mask = np.asarray(voxels, dtype=np.uint8).reshape(grid.shape)
         shares.append(volume_coverage(white, pial, grid.shape, grid.affine, mask=mask).share)
     return np.min(shares, axis=0)
@@ -114,6 +131,8 @@ def _sentences(carrier: Carrier, summary: dict[str, Any]) -> list[str]:
         text += " of fsaverage, an average over people: the folds of this person are not known"
     elif surface.approximate:
         text += ", which are approximate (a warped group average, not this person's cortex)"
+    if summary["warped"]:
+        text += f", brought to {surface.volume} by the participant's own normalization"
     text += f", and carried to {where}" if surface.coordinates else f", and stay on that mesh ({where})"
     if surface.coordinates and not surface.group_average:
         text += f" ({surface.registration}; adaptive resampling weighted by vertex areas)"

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from nipype.interfaces.base import File, InputMultiObject, OutputMultiObject
+from nipype.interfaces.base import File, InputMultiObject, OutputMultiObject, traits
 from scipy import sparse
 
 from conform_app.bids.plan import FitPlan, write_plan
@@ -31,6 +31,7 @@ class CarryInputSpec(PlanInputSpec):
     in_files = InputMultiObject(
         File(exists=True), mandatory=True, desc="volumes, surfaces, spheres, templates"
     )
+    device = traits.Str("cpu", usedefault=True, nohash=True)
 
 
 class CarryOutputSpec(OneFileOutputSpec):
@@ -51,10 +52,9 @@ class CarrySeries(FitInterface):
         carrier = Carrier(plan)
         names = [carrier.run_files(cwd, run) for run in plan.runs]
         for number, paths in enumerate(names):
-            write_series(carrier.grid, paths, carrier.series(number), plan.tr)
-        arrays, meta = carrier.account()
+            write_series(carrier.grid, paths, carrier.series(number, self.inputs.device), plan.tr)
         return _leave(plan, carrier, names, cwd) | {
-            "out_file": str(save_arrays(cwd / "surface.h5", arrays, meta))
+            "out_file": str(carrier.leave_account(cwd / "surface.h5"))
         }
 
 
@@ -102,8 +102,7 @@ class CarryBetas(FitInterface):
         mean = np.full((carrier.grid.n_points, 1), np.nan, np.float32)
         mean[carrier.points, 0] = arrays["mean_vol"]
         write_series(carrier.grid, names[0], mean, plan.tr)  # stands for the grid
-        found, told = carrier.account()
-        surface = save_arrays(cwd / "surface.h5", found, told)
+        surface = carrier.leave_account(cwd / "surface.h5")
         return _leave(plan, carrier, names, cwd) | {"out_file": str(surface), "glm_file": str(out)}
 
 

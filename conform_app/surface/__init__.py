@@ -15,6 +15,7 @@ from conform_app.surface.mesh import (
 )
 from conform_app.surface.quality import Coverage, areal_distortion, edge_distortion, volume_coverage
 from conform_app.surface.sphere import SphereResampler
+from conform_app.surface.stored import load_transform
 from conform_app.surface.volume import VolumeToSurface
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "check_hemisphere",
     "dilate",
     "edge_distortion",
+    "load_transform",
     "medial_wall_mask",
     "midthickness",
     "vertex_areas",

@@ -92,6 +92,26 @@ def voxel_mask(mask, shape: tuple[int, int, int]) -> np.ndarray | None:
     return allowed
 
 
+def vertex_mask_of(mask, n: int, name: str = "vertex") -> np.ndarray:
+    """The mask as (n,) bool.
+
+    Raises
+    ------
+    DataError
+        Another number of vertices, or none above 0.
+    """
+    mask = np.asarray(mask)
+    if mask.shape != (n,):
+        raise DataError(
+            f"The {name} mask has shape {mask.shape}, the mesh {n} vertices.",
+            "Use a mask on the same mesh.",
+        )
+    keep = mask > 0
+    if not keep.any():
+        raise DataError(f"The {name} mask is empty.", "Check the mask: vertices with data must be above 0.")
+    return keep
+
+
 def check_overlap(
     surface: np.ndarray, in_voxels: np.ndarray, shape: tuple[int, int, int], affine: np.ndarray
 ) -> None:

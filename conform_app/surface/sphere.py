@@ -20,6 +20,8 @@ results; Glasser et al. (2013) NeuroImage 80:105.  float64 throughout; values ar
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 from scipy import sparse
 
@@ -27,6 +29,8 @@ from conform_app.errors import DataError, UsageError
 from conform_app.surface.linear import LinearMap, as_maps, normalised_rows, pack, unpack
 from conform_app.surface.locate import barycentric_weights
 from conform_app.surface.mesh import Surface, as_surface, vertex_areas
+from conform_app.surface.space import vertex_mask_of
+from conform_app.surface.stored import read_transform, save_transform
 
 METHODS = ("adaptive", "barycentric", "nearest")
 _RADIUS = 100.0
@@ -65,6 +69,8 @@ class SphereResampler:
     UsageError
         An unknown method, or the adaptive one without areas.
     """
+
+    kind = "sphere_to_sphere"
 
     def __init__(
         self,
@@ -202,9 +208,52 @@ class SphereResampler:
             source_mask=source_mask,
         )
 
+    def masked(self, source_mask) -> SphereResampler:
+        """The resampler for data that only some source vertices have.
+
+        Parameters
+        ----------
+        source_mask : array_like, (n_source,)
+            Vertices with data: those above 0.
+
+        Returns
+        -------
+        SphereResampler
+            The weights of the others are taken out and what is left of a row is normalised anew: what
+            `source_mask` does when the resampler is made.  (``nearest``: a target vertex whose source
+            vertex has no data has none.)
+
+        Raises
+        ------
+        DataError
+            A mask for another number of vertices, an empty mask.
+        """
+        keep = _source_mask(source_mask, self.matrix.shape[1])
+        matrix, _ = normalised_rows(self.matrix @ sparse.diags(keep.astype(np.float64)))
+        other = type(self).__new__(type(self))
+        other._set(self.method, matrix, self._source, self._target, self._areas)
+        return other
+
+    def save(self, path) -> Path:
+        """Write the transform as HDF5 (``*_xfm.h5``); `load` and `load_transform` read it back."""
+        return save_transform(path, self)
+
+    @classmethod
+    def load(cls, path) -> SphereResampler:
+        """Read a transform that `save`, or the app, wrote.
+
+        Raises
+        ------
+        NoInputError, FileFaultError
+            There is no such file, or it is damaged.
+        DataError
+            It holds another kind of transform.
+        """
+        return cls.from_arrays(read_transform(path, cls.kind))
+
     def to_arrays(self) -> dict[str, np.ndarray]:
         """The transform as plain arrays, for storage; `inverse` works on what comes back."""
-        arrays = {**pack(self.matrix), "kind": np.array("sphere_to_sphere"), "method": np.array(self.method)}
+        arrays = {**pack(self.matrix), "kind": np.array(self.kind), "method": np.array(self.method)}
         for name, sphere in (("source", self._source), ("target", self._target)):
             arrays[f"{name}_sphere"] = sphere.coordinates
             arrays[f"{name}_triangles"] = sphere.triangles.astype(np.int32)
@@ -288,18 +337,7 @@ def _areas(area, n: int, name: str) -> np.ndarray:
 
 
 def _source_mask(mask, n: int) -> np.ndarray | None:
-    if mask is None:
-        return None
-    mask = np.asarray(mask)
-    if mask.shape != (n,):
-        raise DataError(
-            f"The source mask has shape {mask.shape}, the source sphere has {n} vertices.",
-            "Use a mask on the source mesh.",
-        )
-    keep = mask > 0
-    if not keep.any():
-        raise DataError("The source mask is empty.", "Check the mask: vertices with data must be above 0.")
-    return keep
+    return None if mask is None else vertex_mask_of(mask, n, "source")
 
 
 def _adaptive(gather: sparse.csr_matrix, scatter: sparse.csr_matrix) -> sparse.csr_matrix:

@@ -17,6 +17,8 @@ unless asked for.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 from scipy import sparse
 
@@ -25,7 +27,8 @@ from conform_app.surface import sampling
 from conform_app.surface.linear import LinearMap, as_maps, normalised_rows, pack, unpack
 from conform_app.surface.mesh import Surface, vertex_normals
 from conform_app.surface.ribbon import ribbon_weights
-from conform_app.surface.space import check_overlap, cortex, volume_space, voxel_mask
+from conform_app.surface.space import check_overlap, cortex, vertex_mask_of, volume_space, voxel_mask
+from conform_app.surface.stored import read_transform, save_transform
 
 METHODS = ("ribbon", "trilinear", "cubic", "nearest", "line", "depth", "ball")
 _SAMPLES = {"line": 10, "depth": 10, "ball": 20}  # nilearn's
@@ -59,6 +62,11 @@ class VolumeToSurface:
         Line, depth, ball: number of samples (10, 10, 20); ball also takes points (n, 3) of the unit ball.
     hemisphere : {"L", "R"}, optional
         Checked against the x-coordinates.
+    fill_gaps : bool
+        Ribbon: a vertex whose polyhedron slips between the pieces of voxels takes the voxel at its
+        midthickness, if the mask has it.
+    vertex_mask : array_like, (n_vertices,), optional
+        Vertices that are sampled: those above 0 (the cortex without medial wall); the others have no value.
 
     Attributes
     ----------
@@ -68,7 +76,7 @@ class VolumeToSurface:
         Vertices that have a value.
     reach : ndarray, (n_vertices,) float64
         Sum of each row before it was normalised; ribbon: volume of the polyhedron inside the volume (and
-        mask), in voxels.
+        mask), in voxels; a filled gap counts as one piece.
     method, volume_shape, affine
         As given.
 
@@ -80,6 +88,8 @@ class VolumeToSurface:
     UsageError
         An unknown method, numbers out of range.
     """
+
+    kind = "volume_to_surface"
 
     def __init__(
         self,
@@ -96,6 +106,8 @@ class VolumeToSurface:
         radius: float = 3.0,
         samples=None,
         hemisphere: str | None = None,
+        fill_gaps: bool = False,
+        vertex_mask=None,
     ):
         if method not in METHODS:
             raise UsageError(f"There is no sampling method {method!r}.", f"Choose from {', '.join(METHODS)}.")
@@ -116,6 +128,11 @@ class VolumeToSurface:
             weights, _ = sampling.point_weights(in_voxels, shape, method)
         if allowed is not None:
             weights = _masked(weights, allowed, in_voxels, shape, method)
+        if fill_gaps and method == "ribbon":
+            weights = _filled(weights, in_voxels, shape, allowed, subdivisions)
+        if vertex_mask is not None:
+            wanted = vertex_mask_of(vertex_mask, len(middle.coordinates))
+            weights = (sparse.diags(wanted.astype(np.float64)) @ weights).tocsr()
         matrix, reach = normalised_rows(weights)
         self._set(method, shape, affine, matrix, reach)
         if not self.valid.any():
@@ -219,11 +236,28 @@ class VolumeToSurface:
         np.divide(total, weight, out=out, where=weight > 0, casting="same_kind")
         return out.reshape(*self.volume_shape, *(() if single else (maps.shape[1],)))
 
+    def save(self, path) -> Path:
+        """Write the transform as HDF5 (``*_xfm.h5``); `load` and `load_transform` read it back."""
+        return save_transform(path, self)
+
+    @classmethod
+    def load(cls, path) -> VolumeToSurface:
+        """Read a transform that `save`, or the app, wrote.
+
+        Raises
+        ------
+        NoInputError, FileFaultError
+            There is no such file, or it is damaged.
+        DataError
+            It holds another kind of transform.
+        """
+        return cls.from_arrays(read_transform(path, cls.kind))
+
     def to_arrays(self) -> dict[str, np.ndarray]:
         """The transform as plain arrays, for storage."""
         return {
             **pack(self.matrix),
-            "kind": np.array("volume_to_surface"),
+            "kind": np.array(self.kind),
             "method": np.array(self.method),
             "volume_shape": np.array(self.volume_shape, np.int64),
             "affine": self.affine,
@@ -282,6 +316,15 @@ def _masked(weights, allowed: np.ndarray, in_voxels: np.ndarray, shape, method: 
         home, _ = sampling.point_weights(in_voxels, shape, "nearest")
         return (sparse.diags((home @ allowed > 0).astype(np.float64)) @ weights).tocsr()
     return (weights @ sparse.diags(allowed.astype(np.float64))).tocsr()
+
+
+def _filled(weights, in_voxels: np.ndarray, shape, allowed, subdivisions: int) -> sparse.csr_matrix:
+    """Weights with one piece of the voxel at the midthickness for vertices that have none."""
+    near, _ = sampling.point_weights(in_voxels, shape, "nearest")
+    if allowed is not None:
+        near = _masked(near, allowed, in_voxels, shape, "nearest")
+    bare = np.asarray(weights.sum(axis=1)).ravel() == 0
+    return (weights + sparse.diags(bare / float(subdivisions) ** 3) @ near).tocsr()
 
 
 def _coefficients(stack: np.ndarray) -> np.ndarray:
