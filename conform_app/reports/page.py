@@ -130,7 +130,7 @@ def _view(
         runs=[
             (
                 str(run.get("session") or "–"),
-                str(run.get("run") or "–"),
+                " ".join(str(run[n]) for n in ("task", "run") if run.get(n)) or "–",
                 f"{int(run.get('n_volumes') or 0):,}",
                 clock(run.get("duration_s")),
                 f"{int(run.get('n_trials') or 0):,}",

@@ -124,9 +124,8 @@ def _design(products: Products, book: FigureBook, section: Section, rows: list[d
 
 def run_name(run: dict, position: int) -> str:
     """Short name of a run, such as ``ses-01 run-02``."""
-    parts = [
-        f"{key}-{run[entity]}" for key, entity in (("ses", "session"), ("run", "run")) if run.get(entity)
-    ]
+    entities = (("ses", "session"), ("task", "task"), ("run", "run"))
+    parts = [f"{key}-{run[entity]}" for key, entity in entities if run.get(entity)]
     return " ".join(parts) or f"run {position + 1}"
 
 
