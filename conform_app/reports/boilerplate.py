@@ -31,7 +31,7 @@ from conform_app.reports.facts import (
     template_spaces,
     unit_names,
 )
-from conform_app.reports.wording import number, shown_version
+from conform_app.reports.wording import joined, number, shown_version
 
 STAGES = ("overview", "inputs", "glmsingle", "reliability", "psn", "software")
 
@@ -153,12 +153,22 @@ def _facts(records: list[dict[str, Any]], version: str, inputs: list[dict[str, A
         "reliability": reliability_clause(records, one),
         "psn_fits": bool(how),
         "psn_how": how,
+        "psn_fed": _psn_fed(records),
         "psn_kept": kept,
         "psn_without": without,
         "psn_reason": reason,
         "software": software_sentence(records),
         "seed": _seed_sentence(records),
     }
+
+
+def _psn_fed(records: list[dict[str, Any]]) -> str:
+    """The responses that PSN saw."""
+    chosen = [(record.get("choices") or {}).get("psn") or {} for record in records]
+    types = sorted({str(choice["glm_type"]) for choice in chosen if choice.get("glm_type")})
+    which = f" of type {joined(types, 'or')}" if types else ""
+    percent = all(setting(record, "psn_scale") == "percent" for record in records)
+    return f"{which}, {'in percent signal change' if percent else 'standardised within sessions'},"
 
 
 def _has_c_or_d(record: dict[str, Any]) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from conform_app.reports.parcels import together
 from conform_app.reports.wording import count, joined, number, psn_kept
 
 _KINDS = {
@@ -298,8 +299,9 @@ def psn_sentences(records: list[dict[str, Any]], many: str, one: str) -> tuple[s
         per_unit = {str(c.get("level")) for _, c in on} & {"unit", "parcel"}
         whose = f" by the median {one}" if per_unit else ""
         tail = f"{span(kept)}{of} {verb}{whose}{' of a block' if blocks > 1 else ''}."
-    if blocks > 1:
-        how = f"It was applied to {span([len(v) for v, _ in found], 'block')} of neighbouring {many}. {how}"
+    where = together([choice for _, choice in on], [max(len(values), 1) for values, _ in found], many)
+    if where:
+        how = f"It was applied to {where}. {how}"
     without = len(records) - len(on)
     rest = f"PSN was not applied in {count(without, 'fit')} without repeated conditions." if without else ""
     return how, tail[:1].upper() + tail[1:], rest, ""
