@@ -41,9 +41,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "bids": GROUND | {"settings", "images"},
     "reports": GROUND | {"settings", "images"},
     "collect": GROUND | {"settings", "images", "bids", "mosaic"},  # participants' outputs -> a collection
-    "interfaces": GROUND | {"settings", "collect"} | FLOORS,
-    "workflows": GROUND | {"settings", "interfaces", "collect"} | FLOORS,
-    "cli": GROUND | {"settings", "workflows", "interfaces", "collect"} | FLOORS,
+    "encode": GROUND | {"settings", "images", "bids", "mosaic", "braincorl", "collect"},  # a collection -> models
+    "interfaces": GROUND | {"settings", "collect", "encode"} | FLOORS,
+    "workflows": GROUND | {"settings", "interfaces", "collect", "encode"} | FLOORS,
+    "cli": GROUND | {"settings", "workflows", "interfaces", "collect", "encode"} | FLOORS,
     "__main__": {"cli"},
 }
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from conform_app import __version__
+from conform_app.cli.encode import check_encode, list_encoding, run_encode
 from conform_app.cli.resources import default_work_dir, resolve_resources
 from conform_app.cli.session import LOGGER, Session, conclude, replace_text
 from conform_app.errors import ConformError, DataError, NothingSelectedError, UsageError
@@ -45,9 +46,10 @@ def run_group(session: Session) -> int:
     if settings.run.reports_only:
         return _report(session, job)
     _check_folders(settings)
+    check_encode(settings)
     found = survey(job)
     if settings.run.dry_run:
-        print(list_members(found), flush=True)
+        print("\n\n".join(filter(None, (list_members(found), list_encoding(settings)))), flush=True)
         return 0
     check_output(settings.output_dir, settings.altering(), settings.digest(), overwrite=True)
     for member in found.pool.members:
@@ -71,7 +73,10 @@ def run_group(session: Session) -> int:
             note["fit"] = "" if named else done["key"]
             session.notes.append({**note, "subject": "", "step": "merging"})
     if settings.group.merge_step != "participants" and not any(n["step"] == "seal" for n in session.notes):
-        _finish(session, job)
+        try:
+            run_encode(session)
+        finally:  # what was merged is reported, whatever became of the models
+            _finish(session, job)
     if not found.pool.merged and not session.notes:
         raise DataError(
             f"No betas could be pooled: {_why_nobody(found)}.",

@@ -8,6 +8,7 @@ folder.
 """
 
 from conform_app.settings.declare import parse_memory
+from conform_app.settings.encoding import EncodeSettings
 from conform_app.settings.groups import (
     ENTITY_LABELS,
     GROUPS,
@@ -25,6 +26,7 @@ from conform_app.settings.whole import Settings, from_toml, merged, to_toml
 __all__ = [
     "ENTITY_LABELS",
     "GROUPS",
+    "EncodeSettings",
     "EventSettings",
     "GroupSettings",
     "InputSettings",

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from conform_app.settings.declare import option
+from conform_app.settings.encoding import EncodeSettings
 from conform_app.settings.merging import GroupSettings
 
 ENTITY_LABELS = {
@@ -362,6 +363,7 @@ GROUPS: dict[str, type] = {
     "model": ModelSettings,
     "study": StudySettings,
     "group": GroupSettings,
+    "encode": EncodeSettings,
     "resources": ResourceSettings,
     "run": RunSettings,
 }

@@ -12,6 +12,7 @@ from typing import Any
 
 from conform_app.errors import UsageError
 from conform_app.settings.declare import checked
+from conform_app.settings.encoding import EncodeSettings
 from conform_app.settings.groups import (
     GROUPS,
     EventSettings,
@@ -45,6 +46,7 @@ class Settings:
     model: ModelSettings = field(default_factory=ModelSettings)
     study: StudySettings = field(default_factory=StudySettings)
     group: GroupSettings = field(default_factory=GroupSettings)
+    encode: EncodeSettings = field(default_factory=EncodeSettings)
     resources: ResourceSettings = field(default_factory=ResourceSettings)
     run: RunSettings = field(default_factory=RunSettings)
 
