@@ -34,7 +34,7 @@ class Settings:
     bids_dir, output_dir : Path
         Absolute paths.
     analysis_level : {"participant", "group"}
-    inputs, events, model, study, group, resources, run : dataclass
+    inputs, events, model, study, group, encode, resources, run : dataclass
         The groups above.
     """
 
