@@ -11,6 +11,7 @@ from conform_app.reports.charts import block_figure, pc_curve, psn_figure, unit_
 from conform_app.reports.mapfigures import before_after, compare_maps, value_map
 from conform_app.reports.maps import Brain
 from conform_app.reports.painting import diverging
+from conform_app.reports.parcels import together
 from conform_app.reports.products import FigureBook, Products, Section
 from conform_app.reports.sections import fraction_scale, how_drawn, noise_pool_figure
 from conform_app.reports.wording import number, psn_kept, spread, why_no_reliability, why_not_cross_validated
@@ -82,6 +83,9 @@ def psn(products: Products, book: FigureBook, brain: Brain) -> Section:
         _gain(products, book, brain, section)
         _removed(products, book, brain, section)
         return section
+    where = together([choice], [1], brain.unit)
+    if where:
+        section.notes.append(f"PSN was applied to {where}.")
     signal, noise = _numbers(curves.get("signal_var")), _numbers(curves.get("noise_var"))
     error, cuts = _numbers(curves.get("cv_error")), _numbers(curves.get("threshold"))
     total = total or (signal.size or None)
@@ -170,6 +174,7 @@ def _many_blocks(
     """Spectra of all blocks of voxels, and how many dimensions were kept in each."""
     mode = (products.choices.get("psn") or {}).get("mode")
     how = "by cross-validation" if mode in ("cv", "auto") else f"by the preset {mode}"
+    where = together([products.choices["psn"]], [len(blocks)], "points")
     middle = (
         f"median {number(np.median(kept))} dimensions per block, chosen {how}" if kept else f"chosen {how}"
     )
@@ -178,8 +183,8 @@ def _many_blocks(
         "psncut",
         block_figure(blocks, np.array(kept)),
         alt=f"Signal and noise variance by dimension in {len(blocks)} blocks, and dimensions kept: {middle}",
-        caption=f"PSN was applied to {len(blocks):,} blocks of neighbouring points, each by itself. Left:"
-        " variance of signal (blue) and of single-trial noise (grey) along the dimensions of each block"
+        caption=f"PSN was applied to {where}. Left: variance of signal (blue) and of single-trial noise"
+        " (grey) along the dimensions of each block"
         f" (lines: blocks; bold: their median). Right: dimensions kept, {middle}.",
     )
 
