@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Three small studies, from BIDS and BOLD to one collection, through the command line.
 
-    python benchmarks/simulated_sites.py FOLDER [--vertices 400] [--nprocs 2]
+    python benchmarks/simulated_sites.py FOLDER [--vertices 400] [--nprocs 2] [--encode]
 
 Each study measures in its own way:
 
@@ -13,13 +13,16 @@ Responses are z(stimulus) . w(vertex): a stimulus is a vector of features, so th
 in the features and in the brain.  Alpha and Beta share images by name; Gamma shows two of Alpha's images as
 images of its own (equal files); one train image of Beta is a near-duplicate of a test image of Alpha.  BOLD
 comes as fsLR CIFTI and as fsaverage GIFTI.
+
+With ``--encode`` participants have something in common to learn: a share of each vertex's w is that of the
+same vertex in everybody, and w falls with the number of the feature; encoding models are made from these.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import nibabel as nib
@@ -34,7 +37,8 @@ REST = 12.0
 class Study:
     """One study.
 
-    ``images`` are (name, feature key, kind, repeats per participant); ``common`` its BOLD sidecar.
+    ``images`` are (name, feature key, kind, repeats per participant); ``common`` its BOLD sidecar; ``shared``
+    the share of the variance of weights that all participants have in common.
     """
 
     name: str
@@ -46,14 +50,15 @@ class Study:
     shown: dict
     subjects: tuple[str, ...] = ("01", "02")
     noise: float = 1.0
+    shared: float = 0.0
 
 
-def studies(n_images: int = 12) -> list[Study]:
-    """Return the three studies, with so many images of their own each."""
-    shared = [f"shared{i:02d}.png" for i in range(4)]
+def studies(n_images: int = 12, n_test: int = 4, common: float = 0.0) -> list[Study]:
+    """Return the three studies, with so many images of their own and test images each."""
+    shared = [f"shared{i:02d}.png" for i in range(n_test)]
     alpha = [(name, name, "test", 3) for name in shared]
     alpha += [(f"alpha{i:02d}.png", f"alpha{i:02d}.png", "train", 3) for i in range(n_images)]
-    beta = [(f"beta-test{i:02d}.png", f"beta-test{i:02d}.png", "test", 4) for i in range(4)]
+    beta = [(f"beta-test{i:02d}.png", f"beta-test{i:02d}.png", "test", 4) for i in range(n_test)]
     # two images that Alpha tests are train here, and so is a near-duplicate of a third
     beta += [(name, name, "train", 1) for name in shared[:2]]
     beta += [("beta-near.png", f"{shared[2]}~0.97", "train", 1)]
@@ -73,11 +78,12 @@ def studies(n_images: int = 12) -> list[Study]:
         "TaskDescription": "Valence.",
     }  # fmt: skip
     angle = {"StimulusPresentation": {"SoftwareName": "Psychtoolbox", "VisualAngle": [8.4, 8.4]}}
-    return [
+    every = [
         Study("Alpha", 1.6, ("a", "b"), 3, tuple(alpha), full, angle, noise=0.8),
         Study("Beta", 2.0, (None,), 4, tuple(beta), some, {}, noise=1.0),
         Study("Gamma", 2.5, (None,), 3, tuple(gamma), {"MagneticFieldStrength": 3.0}, {}, noise=1.5),
     ]
+    return [replace(study, shared=common) for study in every]
 
 
 def features(keys: list[str]) -> dict[str, np.ndarray]:
@@ -164,9 +170,7 @@ def write_run(folder, prep, study, subject, session, run, trials, vectors, n_ver
     time = np.arange(n_volumes) * study.tr
     (prep / place).mkdir(parents=True, exist_ok=True)
     for kind in ("cifti", "gifti"):
-        weights = np.random.default_rng([ord(kind[0]), int(subject), ord(study.name[0])]).normal(
-            size=(2 * n_vertices, N_FEATURES)
-        )
+        weights = tuning(study, kind, subject, 2 * n_vertices)
         gain = np.linspace(0, 2.0, 2 * n_vertices)[:, None]
         signal = sum(
             hrf(time - o)[None] * ((weights @ vectors[key])[:, None] * gain)
@@ -176,6 +180,18 @@ def write_run(folder, prep, study, subject, session, run, trials, vectors, n_ver
         series = (1000 * (1 + (signal + noise) / 100)).astype(np.float32)
         base = prep / place / stem
         write_cifti(base, series, study.tr) if kind == "cifti" else write_gifti(base, series, study.tr)
+
+
+def tuning(study: Study, kind: str, subject: str, n_vertices: int) -> np.ndarray:
+    """Weights of a participant's vertices, (n_vertices, N_FEATURES)."""
+    size = (n_vertices, N_FEATURES)
+    own = np.random.default_rng([ord(kind[0]), int(subject), ord(study.name[0])]).normal(size=size)
+    if not study.shared:
+        return own
+    everybody = np.random.default_rng(ord(kind[0])).normal(size=size)
+    fall = 1.0 / np.arange(1, N_FEATURES + 1)
+    fall *= np.sqrt(N_FEATURES / (fall**2).sum())
+    return (np.sqrt(study.shared) * everybody + np.sqrt(1 - study.shared) * own) * fall
 
 
 def write_cifti(base: Path, series: np.ndarray, tr: float) -> None:
@@ -229,9 +245,11 @@ OPTIONS = {
 """How each study is run at the participant level."""
 
 
-def make_sites(root: Path, n_vertices: int = 400, n_images: int = 12) -> dict[str, Path]:
+def make_sites(
+    root: Path, n_vertices: int = 400, n_images: int = 12, n_test: int = 4, common: float = 0.0
+) -> dict[str, Path]:
     """Write the three studies and ``features.npz``; return their folders."""
-    every = studies(n_images)
+    every = studies(n_images, n_test, common)
     pairs = {f"{study.name}/{name}": key for study in every for name, key, _, _ in study.images}
     vectors = features(list(pairs.values()))
     root.mkdir(parents=True, exist_ok=True)
@@ -278,11 +296,13 @@ def cli(argv: list[str] | None = None) -> int:
     parser.add_argument("--vertices", type=int, default=400, help="of each hemisphere")
     parser.add_argument("--images", type=int, default=12)
     parser.add_argument("--nprocs", default="2")
+    parser.add_argument("--encode", action="store_true", help="and make encoding models")
     args = parser.parse_args(argv)
     root = args.folder.absolute()
-    folders = make_sites(root, args.vertices, args.images)
+    more = ["--encode", "stacked"] if args.encode else []
+    folders = make_sites(root, args.vertices, args.images, *((12, 0.5) if args.encode else ()))
     outputs = run_participants(root, folders, "--nprocs", args.nprocs)
-    return main([*group_arguments(root, outputs, folders), "--nprocs", args.nprocs, "--export-hdf5"])
+    return main([*group_arguments(root, outputs, folders), "--nprocs", args.nprocs, "--export-hdf5", *more])
 
 
 if __name__ == "__main__":
