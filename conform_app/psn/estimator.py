@@ -17,15 +17,15 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import replace
+from types import ModuleType
 
 import numpy as np
 
 from conform_app.errors import DataError, UsageError
-from conform_app.psn import crossval
+from conform_app.psn import crossval, gaps, honest
 from conform_app.psn.account import account_of
 from conform_app.psn.basis import Basis
 from conform_app.psn.covariance import GSNResult, gsn_complete, level_grid
-from conform_app.psn.honest import choose_blend, choose_cut
 from conform_app.psn.intake import Usable, as_responses, usable_data
 from conform_app.psn.options import PSNOptions, check_options
 from conform_app.psn.pairwise import gsn_pairwise
@@ -115,18 +115,19 @@ def fit_psn(
         raise UsageError(f"uneven = {uneven!r} is not known.", 'Choose "fast" or "missing".')
     usable = usable_data(data, keep_partial=uneven == "missing")
     pairwise = bool(np.isnan(usable.x[:, usable.there]).any() or (uneven == "missing" and _has_gaps(usable)))
-    if pairwise and options.criterion in ("cv", "auto"):
-        raise UsageError(
-            'Cross-validation needs trials that all units have; uneven="missing" does not give them.',
-            'Use uneven="fast" or a preset such as mode="wiener".',
-        )
     gsn = _gsn(usable, gsn, level_grid(shrink, shrink_levels), pairwise)
     mean, whole = _averages(data, usable, pairwise)
-    return _fit(data, usable, gsn, mean, whole, options)
+    return _fit(data, usable, gsn, mean, whole, options, gaps if pairwise else honest)
 
 
 def _fit(
-    data: np.ndarray, usable: Usable, gsn: GSNResult, mean: np.ndarray, whole: np.ndarray, options: PSNOptions
+    data: np.ndarray,
+    usable: Usable,
+    gsn: GSNResult,
+    mean: np.ndarray,
+    whole: np.ndarray,
+    options: PSNOptions,
+    chooser: ModuleType,
 ) -> PSNResult:
     t = gsn.n_trials
     m = mean.mean(axis=1, keepdims=True)
@@ -142,9 +143,9 @@ def _fit(
     z = mean - m
     choice, denoiser = None, None
     if options.criterion == "auto":
-        choice = choose_blend(usable, gsn, axes, options, groups)
+        choice = chooser.choose_blend(usable, gsn, axes, options, groups)
     elif options.criterion == "cv" and not options.forced:
-        choice = choose_cut(usable, gsn, axes, options, groups)
+        choice = chooser.choose_cut(usable, gsn, axes, options, groups)
     if options.criterion == "auto":
         denoiser = Blend(choice.weights, choice.population, choice.units)
         options = replace(options, **denoiser.options())
