@@ -25,7 +25,7 @@ from conform_app.errors import (
     TemporaryError,
     UsageError,
 )
-from conform_app.mosaic import Collection, FitUnit, layout, split_stimuli
+from conform_app.mosaic import Collection, FitUnit, growth, layout, split_stimuli
 
 V = 64
 ROOT = Path(__file__).resolve().parents[1]
@@ -414,3 +414,23 @@ def test_a_collection_of_a_later_schema_is_refused(empty):
     path.write_text(json.dumps({**json.loads(path.read_text()), "schema": 99}))
     with pytest.raises(FileFaultError, match="newer version"):
         Collection.open(empty.root)
+
+
+def test_a_manifest_is_parsed_when_it_is_needed_and_half_of_one_is_refused_at_once(empty, monkeypatch):
+    add(empty)
+    empty.seal()
+    whole = (empty.root / "manifest.json").read_bytes()
+    parsed = []
+    real = growth.parse_json
+    monkeypatch.setattr(
+        growth, "parse_json", lambda place, name, content: parsed.append(name) or real(place, name, content)
+    )
+    collection = Collection.open(empty.root)
+    assert collection.betas("sub-01_A", 0).shape == (1, V)
+    assert "manifest.json" not in parsed
+    assert collection.version == 1
+    assert "manifest.json" in parsed
+    for size in range(0, len(whole) - 1, 97):
+        (empty.root / "manifest.json").write_bytes(whole[:size])
+        with pytest.raises(FileFaultError, match=r"manifest.json is damaged"):
+            Collection.open(empty.root)

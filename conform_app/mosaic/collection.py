@@ -224,6 +224,6 @@ class Collection(CollectionReader):
         self._forget()
         options = {"embeddings": embeddings, "threshold": threshold, "same_name": same_name, "device": device}
         manifest = growth.seal(Place(self.root), stimuli, split, options, dict(tables or {}), note)
-        self.manifest = dict(manifest)
+        self._manifest = dict(manifest)
         self._forget()
         return manifest

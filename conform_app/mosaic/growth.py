@@ -42,8 +42,13 @@ def load_json(place: Place, name: str) -> dict[str, Any]:
     ------
     NoInputError, FileFaultError
     """
+    return parse_json(place, name, place.read(name))
+
+
+def parse_json(place: Place, name: str, content: bytes) -> dict[str, Any]:
+    """Parse what was read of a JSON file; see `load_json`."""
     try:
-        value = json.loads(place.read(name))
+        value = json.loads(content)
     except ValueError as error:
         raise FileFaultError(
             f"{place.root}/{name} is damaged: {error}.", "Seal or write it again."

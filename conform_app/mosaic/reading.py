@@ -13,7 +13,7 @@ import numpy as np
 from conform_app.errors import NoInputError, UsageError
 from conform_app.mosaic import growth, layout
 from conform_app.mosaic.place import Place
-from conform_app.mosaic.selection import Selection, indices
+from conform_app.mosaic.selection import Selection, indices, labelled
 from conform_app.mosaic.shards import Grain, ShardReader
 from conform_app.mosaic.split import side_of_trials
 from conform_app.mosaic.tables import parse
@@ -24,13 +24,16 @@ if TYPE_CHECKING:
     from conform_app.mosaic.torch_data import TrialDataset
 
 
+_END = b"\n}\n"  # of a manifest that is whole: no other line begins with a brace
+
+
 class CollectionReader:
     """What a `Collection` can do without writing."""
 
-    def __init__(self, place: Place, common: Mapping[str, Any], manifest: Mapping[str, Any]) -> None:
+    def __init__(self, place: Place, common: Mapping[str, Any], manifest: dict[str, Any] | bytes) -> None:
         self.place = place
         self.common = dict(common)
-        self.manifest = dict(manifest)
+        self._manifest = manifest
         self.space: str = common["space"]
         self.n_vertices: int = common["n_vertices"]
         self.dtype: str = common["dtype"]
@@ -57,8 +60,24 @@ class CollectionReader:
         """
         place = Place.of(path)
         common = growth.load_json(place, layout.COLLECTION)
-        manifest = growth.load_json(place, layout.MANIFEST) if place.exists(layout.MANIFEST) else {}
-        return cls(place, common, manifest)
+        try:
+            content = place.read(layout.MANIFEST)
+        except NoInputError:
+            return cls(place, common, {})
+        opened = cls(place, common, content)
+        if not content.endswith(_END):
+            _ = opened.manifest  # not whole: says so now
+        return opened
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """Of the version opened; empty before the first `seal`.
+
+        Parsed when it is first needed: one trial of a known participant is read without.
+        """
+        if isinstance(self._manifest, bytes):
+            self._manifest = growth.parse_json(self.place, layout.MANIFEST, self._manifest)
+        return self._manifest
 
     @property
     def root(self) -> Path:
@@ -337,17 +356,7 @@ class CollectionReader:
         UsageError
             If no vertex has such a label.
         """
-        table = self.table("parcels")
-        if len(table) != self.n_vertices or "label" not in table.columns:
-            raise UsageError(
-                f"The table parcels has {len(table)} rows for {self.n_vertices} vertices.",
-                "Seal with one row per vertex and a column label.",
-            )
-        found = [table["label"] == label for label in labels]
-        unknown = [label for label, its in zip(labels, found, strict=True) if not its.any()]
-        if unknown:
-            raise UsageError(f"No vertex is labelled {unknown[0]!r}.", "Look at table('parcels').")
-        return np.flatnonzero(np.logical_or.reduce(found)) if found else np.zeros(0, np.int64)
+        return labelled(self.table("parcels"), labels, self.n_vertices)
 
     def torch_dataset(
         self,

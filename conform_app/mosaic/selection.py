@@ -4,10 +4,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from conform_app.errors import UsageError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Selection = int | slice | Sequence[int] | np.ndarray | None
 
@@ -50,3 +54,17 @@ def indices(given: Selection, n: int, what: str) -> np.ndarray | None:
     if ((index < 0) | (index >= n)).any():
         raise UsageError(f"A {what} index is out of range 0..{n - 1}.", "Look at .trials and .n_vertices.")
     return index.astype(np.int64)
+
+
+def labelled(parcels: pd.DataFrame, labels: Sequence[str | int], n_vertices: int) -> np.ndarray:
+    """Vertices with any of these labels; see `CollectionReader.region`."""
+    if len(parcels) != n_vertices or "label" not in parcels.columns:
+        raise UsageError(
+            f"The table parcels has {len(parcels)} rows for {n_vertices} vertices.",
+            "Seal with one row per vertex and a column label.",
+        )
+    found = [parcels["label"] == label for label in labels]
+    unknown = [label for label, its in zip(labels, found, strict=True) if not its.any()]
+    if unknown:
+        raise UsageError(f"No vertex is labelled {unknown[0]!r}.", "Look at table('parcels').")
+    return np.flatnonzero(np.logical_or.reduce(found)) if found else np.zeros(0, np.int64)

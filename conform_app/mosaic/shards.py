@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 
 from conform_app.errors import DataError, FileFaultError
+from conform_app.mosaic.mapped import MappedShard, keep
 
 CHUNK_TRIALS, CHUNK_VERTICES, SHARD_TRIALS = 32, 2048, 256
 _EMPTY = np.uint64(2**64 - 1)
@@ -239,10 +240,10 @@ class ShardReader:
 
     def __init__(self, place: Any, grain: Grain) -> None:
         self.place, self.grain, self.local = place, grain, isinstance(place, Path)
-        self._maps: dict[int, np.ndarray] = {}
+        self.maps: dict[int, MappedShard] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_maps": {}}  # maps are each process's own
+        return {**self.__dict__, "maps": {}}  # maps are each process's own
 
     def read(self, trials: np.ndarray, vertices: np.ndarray | None) -> np.ndarray:
         """Read betas.
@@ -265,11 +266,12 @@ class ShardReader:
         for shard in np.unique(trials // SHARD_TRIALS):
             here = np.flatnonzero(trials // SHARD_TRIALS == shard)
             t = trials[here] % SHARD_TRIALS
-            data = self._map(int(shard)) if self.local else None
-            if data is None:
+            if not self.local:
                 out[here] = self._remote(int(shard), t, vertices)
-            else:
-                _pick(data, t, vertices, out, here)
+                continue
+            mapped = self._map(int(shard))
+            mapped.ask_for(*self._places(t, vertices))
+            _pick(mapped.array, t, vertices, out, here)
         return out
 
     def strips(self, budget: int) -> Iterator[tuple[slice, np.ndarray]]:
@@ -312,30 +314,37 @@ class ShardReader:
     def _row(self, trial: int) -> np.ndarray:
         """One trial of a local array, ``(1, n_vertices)`` float32."""
         shard, t = divmod(trial, SHARD_TRIALS)
-        data = self._maps.get(shard)
-        if data is None:
-            data = self._map(shard)
-        row = data[t // CHUNK_TRIALS, :, t % CHUNK_TRIALS].reshape(1, -1)[:, : self.grain.n_vertices]
-        return row if row.dtype == np.float32 else row.astype(np.float32)
+        mapped = self.maps.get(shard) or self._map(shard)
+        grain = self.grain
+        row, within = divmod(t, CHUNK_TRIALS)
+        line = grain.width * grain.item.itemsize
+        first = (row * grain.columns * CHUNK_TRIALS + within) * line
+        step = CHUNK_TRIALS * line
+        mapped.ask_for(range(first, first + grain.columns * step, step), line)
+        values = mapped.array[row, :, within].reshape(1, -1)[:, : grain.n_vertices]
+        return values if values.dtype == np.float32 else values.astype(np.float32)
 
-    def _map(self, shard: int) -> np.ndarray:
-        if shard not in self._maps:
+    def _map(self, shard: int) -> MappedShard:
+        mapped = self.maps.get(shard)
+        if mapped is None:
             grain, path = self.grain, self.place / shard_path(shard)
-            try:
-                found = path.stat().st_size
-                if found != grain.file_size(shard):
-                    raise FileFaultError(
-                        f"{path} has {found} bytes instead of {grain.file_size(shard)}.",
-                        "The file was damaged: remove the participant and add it again.",
-                    )
-                shape = (grain.rows_of(shard), grain.columns, CHUNK_TRIALS, grain.width)
-                mapped = np.memmap(path, grain.item, "r", shape=shape)
-                self._maps[shard] = mapped.view(np.ndarray)
-            except OSError as error:
-                raise FileFaultError(
-                    f"{path} cannot be read: {error.strerror}.", "Add the participant again."
-                ) from error
-        return self._maps[shard]
+            shape = (grain.rows_of(shard), grain.columns, CHUNK_TRIALS, grain.width)
+            mapped = MappedShard(path, grain.item, shape, grain.file_size(shard))
+            keep(self, self.maps, shard, mapped)
+        return mapped
+
+    def _places(self, t: np.ndarray, vertices: np.ndarray | None) -> tuple[list[int], int]:
+        """Where the bytes of trials and vertices lie in a shard, and how many at each place."""
+        grain = self.grain
+        line = grain.width * grain.item.itemsize
+        columns = range(grain.columns) if vertices is None else np.unique(vertices // grain.width)
+        if vertices is None and len(t) < CHUNK_TRIALS:
+            rows, within, length = t // CHUNK_TRIALS, t % CHUNK_TRIALS, line
+        else:  # whole chunks
+            rows = np.unique(t // CHUNK_TRIALS)
+            within, length = np.zeros_like(rows), CHUNK_TRIALS * line
+        first = ((rows * grain.columns)[:, None] + np.asarray(columns, np.int64)) * CHUNK_TRIALS
+        return ((first + within[:, None]) * line).ravel().tolist(), length
 
     def _remote(self, shard: int, t: np.ndarray, vertices: np.ndarray | None) -> np.ndarray:
         """By ranges: per chunk touched, the bytes from the first to the last trial wanted."""
