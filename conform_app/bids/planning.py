@@ -4,7 +4,8 @@
 Times.  Volume k is taken to show the brain at ``start_time + k TR`` on the clock of the events: the sidecar's
 ``StartTime`` (which fMRIPrep writes after slice-timing correction), else 0.
 
-Memory.  The GLM holds the runs (float32), the betas of four types and about as much again in work space.
+Memory.  The GLM holds the runs (float32), the betas of four types and about as much again in work space; the
+step that carries volumes to a surface may need more (`conform_app.bids.carrycost`).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any
 from conform_app.bids.acquisition import describe_participant, describe_run
 from conform_app.bids.atlas import with_atlas
 from conform_app.bids.carried import plan_surface
+from conform_app.bids.carrycost import points_fitted, surface_memory
 from conform_app.bids.inputs import Fit, RunInput
 from conform_app.bids.plan import FitPlan, RunPlan
 from conform_app.bids.trials import TrialTable, build_trials
@@ -212,8 +214,9 @@ def _completed(plan: FitPlan, model: ModelSettings) -> FitPlan:
     n_voxels = int(points.sum()) if points is not None else 0
     n_volumes = sum(run.n_volumes for run in plan.runs)
     if plan.surface is not None:
-        n_voxels = max(n_voxels, plan.surface.n_target)
+        n_voxels = max(n_voxels, points_fitted(plan))
     memory = BASE_MEMORY + 4 * n_voxels * (2 * n_volumes + 8 * plan.n_trials)
+    memory = max(memory, surface_memory(plan, BASE_MEMORY))
     if plan.surface is not None:
         n_voxels = plan.surface.n_target
     if not plan.repeats_across_runs:
