@@ -180,8 +180,11 @@ def test_partly_missing_units():
     np.testing.assert_allclose(fit.denoised[3], np.nanmean(data[3], axis=1))
     kept = fit_psn(data, mode="wiener", uneven="missing")
     assert kept.valid.all()
-    with pytest.raises(UsageError, match="Cross-validation"):
-        fit_psn(data, uneven="missing")
+    chosen = fit_psn(data, uneven="missing")
+    assert chosen.valid.all()
+    assert chosen.cv_scheme == "trials"
+    with pytest.raises(UsageError, match="uneven"):
+        fit_psn(data, uneven="slow")
 
 
 def test_a_trial_that_few_units_have_does_not_cost_the_others():

@@ -19,6 +19,7 @@ import numpy as np
 
 from conform_app.errors import DataError
 from conform_app.psn.covariance import (
+    Biconvex,
     GSNResult,
     _data_level,
     _noise_level,
@@ -32,8 +33,20 @@ from conform_app.psn.shrinkage import shrunk
 _MIN_COMPLETE = 5  # complete conditions needed to choose a level on them
 
 
-def gsn_pairwise(usable: Usable, levels: np.ndarray, *, reference: bool = False) -> GSNResult:
-    """GSN with missing entries for single units; see the module's text."""
+def gsn_pairwise(
+    usable: Usable,
+    levels: np.ndarray,
+    data_levels: np.ndarray | None = None,
+    *,
+    reference: bool = False,
+    raw: bool = False,
+) -> GSNResult:
+    """GSN with missing entries for single units; see the module's text.
+
+    Levels of the data covariance are those of the noise covariance unless given; a single one is taken as it
+    is.  ``raw``: leave out the alternation, signal and noise covariances are the raw ones.
+    """
+    data_levels = levels if data_levels is None else data_levels
     x = usable.x
     n_conditions = x.shape[1]
     mask = ~np.isnan(x)
@@ -43,15 +56,26 @@ def gsn_pairwise(usable: Usable, levels: np.ndarray, *, reference: bool = False)
     with np.errstate(invalid="ignore", divide="ignore"):
         means = np.where(mask, x, 0.0).sum(axis=2) / counts  # NaN where a unit lacks the condition
     origin = np.nanmean(means, axis=1)
-    s_n = _level_or_one("noise", lambda: _noise_level_of_complete(usable, levels, reference))
-    s_d = _level_or_one("data", lambda: _data_level_of_complete(means, levels, reference))
+    given = [None if reference or grid.size > 1 else float(grid[0]) for grid in (levels, data_levels)]
+    s_n, s_d = given
+    if s_n is None:
+        s_n = _level_or_one("noise", lambda: _noise_level_of_complete(usable, levels, reference))
+    if s_d is None:
+        s_d = _level_or_one("data", lambda: _data_level_of_complete(means, data_levels, reference))
     c_n, bias = _noise_and_bias(x - origin[:, None, None], mask)
     c_n = shrunk(c_n, s_n, reference=reference)
     c_d = shrunk(_masked_cov(means - origin[:, None], counts > 0), s_d, reference=reference)
     c_s = c_d - c_n * bias
     t_mean = max(float(counts[counts > 0].mean()), 1.0)
-    fit = biconvex(c_n, c_s, c_d, 1.0 / bias, t_mean, n_conditions, reference=reference)
-    there = mask.all(axis=0).sum(axis=1)
+    if raw:
+        fit = Biconvex(c_s, c_n, 0, None)
+    else:
+        fit = biconvex(c_n, c_s, c_d, 1.0 / bias, t_mean, n_conditions, reference=reference)
+    if reference:  # trials that all units have
+        there = mask.all(axis=0).sum(axis=1)
+        n_trials = there[there > 1].sum() / n_conditions
+    else:
+        n_trials = np.where(counts > 1, counts, 0).sum(axis=1).mean() / n_conditions
     return GSNResult(
         signal_cov=fit.signal,
         noise_cov=fit.noise,
@@ -62,7 +86,7 @@ def gsn_pairwise(usable: Usable, levels: np.ndarray, *, reference: bool = False)
         shrink_noise=s_n,
         shrink_data=s_d,
         n_iter=fit.n_iter,
-        n_trials=max(float(there[there > 1].sum() / n_conditions), 1.0),
+        n_trials=max(float(n_trials), 1.0),
         n_trials_data=t_mean,
         valid=usable.valid,
         signal_eig=fit.signal_eig,
