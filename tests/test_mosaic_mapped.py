@@ -95,7 +95,7 @@ print("read")
 
 
 def test_more_shards_than_files_may_be_open(tmp_path):
-    n = 256 * 90
+    n = 256 * 120
     collection = Collection.create(tmp_path / "c", space="toy", n_vertices=3)
     trials = pd.DataFrame({"stimulus": "a.png", "phase": "train"}, index=range(n))
     unit = FitUnit("all", np.random.default_rng(0).standard_normal((n, 3)))
