@@ -76,3 +76,30 @@ def fslr_home(tmp_path_factory):
     from small_surfaces import make_templates
 
     return make_templates(tmp_path_factory.mktemp("templateflow"))
+
+
+@pytest.fixture(scope="session")
+def carried(balls, fslr_home, tmp_path_factory):
+    """Output of one run in every surface space, and in the volume."""
+    from small_surfaces import COMMON, run
+
+    from conform_app.images import templates
+
+    root = tmp_path_factory.mktemp("carried")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TEMPLATEFLOW_HOME", str(fslr_home))
+        patch.setattr(templates, "online", lambda: False)
+        patch.setattr("conform_app.reports.build_report", lambda *args, **kwargs: None)
+        spaces = ("T1w", "fsnative", "fsLR:den-32k", "fsaverage:den-10k", "fsLR:den-91k")
+        argv = (
+            balls,
+            root / "out",
+            "participant",
+            "-w",
+            root / "work",
+            *COMMON,
+            "--output-spaces",
+            *spaces,
+        )
+        assert run(*argv) == 0
+    return root / "out"

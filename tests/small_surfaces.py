@@ -114,3 +114,9 @@ def expected_quarter(points: np.ndarray, hemi: str) -> np.ndarray:
     up = (points @ TURN)[:, 2]  # back to the participant's own cortex
     number = 2 * (hemi == "R") + (up > 0)
     return np.where(np.abs(up) > 0.35 * np.linalg.norm(points, axis=1), number, -1)
+
+
+def gifti(folder: Path, space: str, hemi: str, name: str = TYPE_B, kind: str = "func") -> np.ndarray:
+    """Maps of one hemisphere, (n_vertices, n_maps)."""
+    image = nib.load(folder / f"sub-01_task-x_hemi-{hemi}_{space}_{name}.{kind}.gii")
+    return np.stack([array.data for array in image.darrays], axis=1)

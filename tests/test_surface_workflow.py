@@ -5,20 +5,18 @@ import json
 import os
 import shutil
 import subprocess
-from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
-from small_dataset import SHAPE, TR, bold_files, write_json
+from small_dataset import SHAPE, bold_files
 from small_surfaces import (
-    AFFINE,
     CENTRE,
     COMMON,
     TYPE_B,
     ball,
     expected_quarter,
-    place,
+    gifti,
     run,
     voxel_quarters,
 )
@@ -32,39 +30,11 @@ from conform_app.surface import SphereResampler, VolumeToSurface, load_transform
 pytestmark = pytest.mark.usefixtures("no_templates")
 
 
-def gifti(folder, space, hemi, name=TYPE_B, kind="func"):
-    image = nib.load(folder / f"sub-01_task-x_hemi-{hemi}_{space}_{name}.{kind}.gii")
-    return np.stack([array.data for array in image.darrays], axis=1)
-
-
 def betas_of_quarters(out):
     """Betas of the volume, one row a quarter."""
     volume = nib.load(out / "sub-01" / "func" / f"sub-01_task-x_space-T1w_{TYPE_B}.nii.gz").get_fdata()
     quarters = voxel_quarters()
     return np.stack([volume[quarters == number][-1] for number in range(4)])
-
-
-@pytest.fixture(scope="module")
-def carried(balls, fslr_home, tmp_path_factory):
-    """Output of one run in every surface space, and in the volume."""
-    root = tmp_path_factory.mktemp("carried")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TEMPLATEFLOW_HOME", str(fslr_home))
-        patch.setattr(templates, "online", lambda: False)
-        patch.setattr("conform_app.reports.build_report", lambda *args, **kwargs: None)
-        spaces = ("T1w", "fsnative", "fsLR:den-32k", "fsaverage:den-10k", "fsLR:den-91k")
-        argv = (
-            balls,
-            root / "out",
-            "participant",
-            "-w",
-            root / "work",
-            *COMMON,
-            "--output-spaces",
-            *spaces,
-        )
-        assert run(*argv) == 0
-    return root / "out"
 
 
 @pytest.mark.end_to_end
@@ -248,130 +218,3 @@ def test_a_finished_fit_is_complete_until_a_surface_changes(balls, fslr_home, tm
     os.utime(white, (1, 1))
     assert run(*argv, "-w", tmp_path / "w3") == 0
     assert "not computed again" not in capsys.readouterr().err
-
-
-@pytest.mark.end_to_end
-def test_bold_on_its_own_grid_comes_by_the_transform_of_its_run(
-    carried, balls, fslr_home, tmp_path, monkeypatch
-):
-    monkeypatch.setenv("TEMPLATEFLOW_HOME", str(fslr_home))
-    own = tmp_path / "ds"
-    shutil.copytree(balls, own)
-    shift = np.array([30.0, -12.0, 7.0])
-    for number, path in enumerate(bold_files(own)):
-        moved = AFFINE.copy()
-        moved[:3, 3] += shift * (number + 1)  # each run lies elsewhere
-        for old in (path, Path(str(path).replace("preproc_bold", "brain_mask"))):
-            place(old, moved)
-            new = Path(str(old).replace("_space-T1w", ""))
-            old.rename(new)
-        Path(str(path).replace(".nii.gz", ".json")).rename(
-            str(path).replace(".nii.gz", ".json").replace("_space-T1w", "")
-        )
-        lps = shift * (number + 1) * [-1, -1, 1]
-        text = (
-            "#Insight Transform File V1.0\n#Transform 0\nTransform: AffineTransform_double_3_3\nParameters: "
-        )
-        text += "1 0 0 0 1 0 0 0 1 " + " ".join(map(str, lps)) + "\nFixedParameters: 1 2 3\n"
-        stem = str(path).split("_space-")[0]
-        Path(f"{stem}_from-boldref_to-T1w_mode-image_desc-coreg_xfm.txt").write_text(text)
-    argv = (own, tmp_path / "out", "participant", "-w", tmp_path / "w", *COMMON)
-    assert run(*argv, "--output-spaces", "fsLR:den-32k") == 0
-    for hemi in "LR":
-        first, second = (
-            gifti(o / "sub-01" / "func", "space-fsLR_den-32k", hemi) for o in (carried, tmp_path / "out")
-        )
-        np.testing.assert_allclose(first, second, rtol=1e-4, atol=1e-4)
-    assert run(*argv, "--output-spaces", "fsLR:den-32k", "--surface-of", "betas", "--overwrite") == 65
-
-
-@pytest.mark.end_to_end
-def test_a_freesurfer_folder_gives_what_gifti_surfaces_give(carried, balls, fslr_home, tmp_path, monkeypatch):
-    from nibabel import freesurfer
-
-    monkeypatch.setenv("TEMPLATEFLOW_HOME", str(fslr_home))
-    own, centre = tmp_path / "ds", np.array([2.0, -3.0, 11.0])
-    shutil.copytree(balls, own)
-    surf = tmp_path / "subjects" / "sub-01" / "surf"
-    surf.mkdir(parents=True)
-    info = {"head": np.array([2, 0, 20], np.int32), "valid": "1  # volume info valid", "filename": "orig.mgz"}
-    info |= {"volume": np.array([256, 256, 256]), "voxelsize": np.ones(3), "cras": centre}
-    info |= {"xras": np.array([-1.0, 0, 0]), "yras": np.array([0, 0, -1.0]), "zras": np.array([0, 1.0, 0])}
-    names = {"white": "white", "pial": "pial", "sphere": "sphere", "desc-reg_sphere": "sphere.reg"}
-    for path in sorted(own.rglob("*.surf.gii")):
-        hemi, _, name = path.name.removeprefix("sub-01_hemi-").removesuffix(".surf.gii").partition("_")
-        if name in names:
-            points, triangles = read_surface(path)
-            shift = 0 if "sphere" in name else centre
-            target = surf / f"{hemi.lower()}h.{names[name]}"
-            freesurfer.write_geometry(target, points - shift, triangles, volume_info=info)
-        path.unlink()
-    argv = (own, tmp_path / "out", "participant", "-w", tmp_path / "w", *COMMON, "--output-spaces")
-    assert run(*argv, "fsLR:den-32k", "--dry-run") == 66
-    prep = own / "derivatives" / "fmriprep"
-    folders = ("-d", f"fmriprep={prep}", f"freesurfer={tmp_path / 'subjects'}")
-    assert run(*argv, "fsLR:den-32k", *folders) == 0
-    first, second = (
-        gifti(o / "sub-01" / "func", "space-fsLR_den-32k", "R") for o in (carried, tmp_path / "out")
-    )
-    sure = expected_quarter(ball(32492)[0], "R") >= 0
-    np.testing.assert_allclose(first[sure], second[sure], rtol=1e-4, atol=1e-4)
-    sidecar = next((tmp_path / "out").rglob(f"*hemi-L*{TYPE_B}.json"))
-    assert "bids:freesurfer:sub-01/surf/lh.sphere.reg" in json.loads(sidecar.read_text())["Sources"]
-
-
-@pytest.mark.end_to_end
-def test_the_subcortex_comes_from_volumes_in_template_space(carried, balls, fslr_home, tmp_path, monkeypatch):
-    templates_there = tmp_path / "templates"
-    shutil.copytree(fslr_home, templates_there)
-    monkeypatch.setenv("TEMPLATEFLOW_HOME", str(templates_there))
-    labels = np.zeros(SHAPE, np.int16)
-    labels[0, 1, 2], labels[1, 1, 2], labels[5, 3, 0], labels[2, 2, 1] = 10, 10, 49, 16
-    folder = templates_there / "tpl-MNI152NLin6Asym"
-    folder.mkdir()
-    dseg = folder / "tpl-MNI152NLin6Asym_res-02_atlas-HCP_dseg.nii.gz"
-    nib.save(nib.Nifti1Image(labels, AFFINE), dseg)
-    own = tmp_path / "ds"
-    shutil.copytree(balls, own)
-    for path in bold_files(own):
-        standard = str(path).replace("space-T1w", "space-MNI152NLin6Asym_res-2")
-        shutil.copy(path, standard)
-        write_json(Path(standard.replace(".nii.gz", ".json")), {"RepetitionTime": TR, "Resolution": "2"})
-    argv = (own, tmp_path / "out", "participant", "-w", tmp_path / "w", *COMMON)
-    assert run(*argv, "--output-spaces", "fsLR:den-91k") == 0
-    name = f"sub-01_task-x_space-fsLR_den-91k_{TYPE_B}.dscalar.nii"
-    image = nib.load(tmp_path / "out" / "sub-01" / "func" / name)
-    models = image.header.get_axis(1)
-    below = ~models.surface_mask
-    names = [str(n).removeprefix("CIFTI_STRUCTURE_") for n in models.name[below]]
-    # LAS order: the first index runs from right to left
-    assert names == ["BRAIN_STEM", "THALAMUS_LEFT", "THALAMUS_LEFT", "THALAMUS_RIGHT"]
-    volume = nib.load(carried / "sub-01" / "func" / f"sub-01_task-x_space-T1w_{TYPE_B}.nii.gz").get_fdata()
-    expected = [volume[place] for place in ((2, 2, 1), (1, 1, 2), (0, 1, 2), (5, 3, 0))]
-    np.testing.assert_allclose(image.get_fdata().T[below], expected, rtol=1e-5, atol=1e-6)
-    record = json.loads(next((tmp_path / "out").rglob("log/fits/*.json")).read_text())
-    assert record["surface"]["subcortex"]
-
-
-@pytest.mark.end_to_end
-def test_volumes_in_mni_space_go_to_the_group_average_and_say_so(balls, tmp_path, capsys):
-    own = tmp_path / "ds"
-    shutil.copytree(balls, own)
-    wide = np.diag([35.0, 50.0, 45.0, 1.0])
-    wide[:3, 3] = [-87.5, -120.0, -55.0]
-    for path in list((own / "derivatives").rglob("*_space-T1w_*")):
-        new = path.rename(str(path).replace("space-T1w", "space-MNI152NLin2009cAsym"))
-        if new.name.endswith(".nii.gz"):
-            place(new, wide)
-    argv = (own, tmp_path / "out", "participant", "-w", tmp_path / "w", *COMMON)
-    assert run(*argv, "--output-spaces", "fsaverage:den-10k", "--dry-run") == 0
-    said = capsys.readouterr().out
-    assert "MNI152NLin2009cAsym volume, timeseries" in said
-    assert run(*argv, "--output-spaces", "fsaverage:den-10k") == 0
-    record = json.loads(next((tmp_path / "out").rglob("log/fits/*.json")).read_text())
-    assert record["surface"]["group_average"]
-    assert "group-average registration" in " ".join(record["warnings"])
-    page = build_report(tmp_path / "out", "01", records=[record]).read_text()
-    assert "Group-average registration" in page
-    assert not list((tmp_path / "out" / "sub-01").glob("anat/*"))
-    assert run(*argv, "--output-spaces", "fsnative") == 66

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from conform_app.bids.inputs import Fit
+from conform_app.bids.subcortex import find_subcortex, template_files
 from conform_app.bids.surfaceplan import HemiPlan, SurfacePlan
 from conform_app.bids.surfaces import HEMISPHERES, HemiFiles
 from conform_app.errors import DataError, NoInputError
@@ -67,8 +68,8 @@ def plan_surface(fit: Fit, of: str, *, images: Sequence[Any]) -> tuple[SurfacePl
         halves, coordinates, how = _group_halves(fit, density)
         warnings.append(
             f"{fit.volume} volumes are sampled on fsaverage's average surfaces: group-average registration, "
-            "which knows nothing of this person's folds. BOLD in T1w space, or the participant's own surfaces "
-            f"and the transform from-{fit.volume.space}_to-T1w_mode-image_xfm.h5, do better."
+            "which knows nothing of this person's folds. BOLD in T1w space does better, or the participant's "
+            f"own surfaces with the transform from-{fit.volume.space}_to-T1w_mode-image_xfm.h5."
         )
     else:
         halves, coordinates, how = _own_halves(fit, density)
@@ -79,10 +80,12 @@ def plan_surface(fit: Fit, of: str, *, images: Sequence[Any]) -> tuple[SurfacePl
             )
     to_t1w = fit.surfaces.to_t1w if fit.surfaces is not None else None
     to_template = fit.surfaces.to_template if fit.surfaces is not None else None
+    subcortex = find_subcortex(fit, images, warnings) if fit.kind == "cifti" else None
+    inputs = [str(path) for run in fit.runs for path in (*run.bold, *run.mask)]
     surface = SurfacePlan(
         of=of,
         volume=fit.volume.space,
-        inputs=tuple(str(path) for run in fit.runs for path in (*run.bold, *run.mask)),
+        inputs=tuple([*inputs, *template_files(fit)] if subcortex else inputs),
         hemispheres=tuple(halves),
         registration=how,
         coordinates=coordinates,
@@ -90,7 +93,7 @@ def plan_surface(fit: Fit, of: str, *, images: Sequence[Any]) -> tuple[SurfacePl
         approximate=fit.surfaces is not None and fit.surfaces.desc == "approx",
         to_volume=None if to_t1w is None else str(to_t1w),
         to_template=None if to_template is None else str(to_template),
-        subcortex=_subcortex(fit, of, warnings) if fit.kind == "cifti" else None,
+        subcortex=subcortex,
     )
     _check(surface, fit, images)
     return surface, warnings
@@ -146,6 +149,7 @@ def _half(
         wall=wall[0] if wall else None,
         wall_sphere=wall[1] if wall else None,
         n_target=target.n_vertices if target is not None else len(_read(str(files.white))[0]),
+        n_source=len(_read(str(files.white))[0]),
     )
 
 
@@ -172,6 +176,7 @@ def _group_halves(fit: Fit, density: str) -> tuple[list[HemiPlan], str, str]:
                 wall=wall[0] if wall else None,
                 wall_sphere=wall[1] if wall else None,
                 n_target=target.n_vertices,
+                n_source=len(_read(files["white"])[0]),
             )
         )
     return halves, "fsaverage", f"group average: {fit.volume} to fsaverage by coordinates"
@@ -184,28 +189,6 @@ def _first_there(densities: Sequence[str], hemi: str) -> dict[str, str]:
         except NoInputError:
             continue
     return templates.group_surfaces(hemi, densities[-1])
-
-
-def _subcortex(fit: Fit, of: str, warnings: list[str]) -> str | None:
-    """Return the segmentation of the subcortex if it can be used; otherwise say why not."""
-    without = "the grayordinates are those of the cortex only"
-    if of == "betas":
-        warnings.append(f"Betas are carried from {fit.volume}: {without}.")
-        return None
-    missing = [run.label for run in fit.runs if run.subcortex is None]
-    if missing:
-        warnings.append(
-            f"No MNI152NLin6Asym:res-2 volume of {', '.join(missing[:3])}{' ...' * (len(missing) > 3)}: "
-            f"{without}."
-        )
-        return None
-    labels = templates.subcortex_labels()
-    if labels is None:
-        warnings.append(
-            "The segmentation of the subcortex (tpl-MNI152NLin6Asym_res-02_atlas-HCP_dseg.nii.gz) is not in "
-            f"{templates.templates_home()}: {without}."
-        )
-    return labels
 
 
 def _read(path: str) -> tuple[np.ndarray, np.ndarray]:
@@ -278,11 +261,22 @@ def points_to_volume(surface: SurfacePlan, transform: str | None) -> PointMap:
         return PointMap((Affine(np.array(templates.MNI305_TO_MNI152)),))
     way = PointMap()
     if surface.to_volume:
-        way = read_points(surface.to_volume, source="fsnative", target="T1w")
+        way = _points(surface.to_volume, "fsnative", "T1w")
     if surface.to_template:
-        way = way.then(read_points(surface.to_template, source="T1w", target=surface.volume))
+        way = way.then(_points(surface.to_template, "T1w", surface.volume))
     if transform:
         ends = dict(part.split("-", 1) for part in Path(transform).name.split("_") if "-" in part)
         native = ends["to"] if ends["from"] == "T1w" else ends["from"]
-        way = way.then(read_points(transform, source="T1w", target=native))
+        way = way.then(_points(transform, "T1w", native))
     return way
+
+
+def _points(path: str, source: str, target: str) -> PointMap:
+    """Read a transform; the runs and fits of a participant share those read last."""
+    stamp = Path(path).stat().st_mtime_ns if Path(path).is_file() else 0
+    return _points_once(path, source, target, stamp)
+
+
+@lru_cache(maxsize=4)
+def _points_once(path: str, source: str, target: str, stamp: int) -> PointMap:
+    return read_points(path, source=source, target=target)

@@ -31,8 +31,8 @@ class HemiPlan:
     wall : str or None
         Mask of the cortex of fsLR, on `wall_sphere`.
     wall_sphere : SphereFile or None
-    n_target : int
-        Vertices of the target mesh.
+    n_target, n_source : int
+        Vertices of the target mesh, and of the participant's.
     """
 
     hemi: str
@@ -46,6 +46,7 @@ class HemiPlan:
     wall: str | None = None
     wall_sphere: SphereFile | None = None
     n_target: int = 0
+    n_source: int = 0
 
     def files(self) -> list[str]:
         """Every file."""

@@ -269,7 +269,7 @@ class SurfaceFinder:
     def surfaces(
         self, subject: str, sessions: Sequence[str], volume: SpaceKey, space: SpaceKey
     ) -> SubjectSurfaces | None:
-        """The participant's surfaces; None for volumes in a template's space that nothing leads to from them."""
+        """The participant's surfaces; None for volumes in a template's space that no transform leads to."""
         standard = volume.space.startswith("MNI152")
         way = _to_template(self.roots, subject, sessions, volume.space) if standard else None
         if standard and way is None:

@@ -23,6 +23,8 @@ LINKS = {
     "templateflow": "https://github.com/templateflow/templateflow",
     "nilearn": "https://github.com/nilearn/nilearn",
 }
+#: How TemplateFlow is asked for the segmentation of the subcortex.
+SUBCORTEX = "t.get('MNI152NLin6Asym', resolution=2, atlas='HCP', suffix='dseg')"
 _STORE = "templateflow.s3.amazonaws.com"
 _SIDE = {"L": "left", "R": "right"}
 #: From FreeSurfer's MNI305 (the coordinates of fsaverage) to MNI152, mm: FreeSurfer's CoordinateSystems page.
@@ -153,6 +155,14 @@ def subcortex_labels() -> str | None:
     return _get("MNI152NLin6Asym", "tpl-MNI152NLin6Asym_res-02_atlas-HCP_dseg.nii.gz")
 
 
+def subcortex_missing() -> str:
+    """What to say, and to run, where the segmentation of the subcortex is not at hand."""
+    return (
+        "The segmentation of the subcortex (tpl-MNI152NLin6Asym_res-02_atlas-HCP_dseg.nii.gz) is not in "
+        f"{templates_home()} (on a machine with network: {_command(SUBCORTEX)})"
+    )
+
+
 def templates_home() -> Path:
     """TemplateFlow's folder."""
     home = os.environ.get("TEMPLATEFLOW_HOME")
@@ -226,9 +236,12 @@ def _missing(what: str, space: str, density: str, suffixes: tuple[str, ...] = ("
         wanted = f"t.get('fsLR', density='{density}', suffix=['sphere', 'dparc'])"
     return NoInputError(
         f"{what} is not in {templates_home()}, and TemplateFlow's store cannot be reached.",
-        f'On a machine with network: python -c "import templateflow.api as t; {wanted}", and set '
-        "TEMPLATEFLOW_HOME to its folder.",
+        f"On a machine with network: {_command(wanted)}, and set TEMPLATEFLOW_HOME to its folder.",
     )
+
+
+def _command(wanted: str) -> str:
+    return f'python -c "import templateflow.api as t; {wanted}"'
 
 
 def _get(template: str, name: str, *, fetch: bool = True) -> str | None:

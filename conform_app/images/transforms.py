@@ -6,8 +6,8 @@ T_1 ... T_n, in the order of the file, takes x to T_1(T_2(... T_n(x))).  Its par
 
 * affine: y = M (x - c) + c + t
 * Euler angles (a, b, g): the same with M = R_z(g) R_x(a) R_y(b)
-* displacement field on a grid of origin o, spacings s, directions D: y = x + d(i), i = (D diag(s))^-1 (x - o),
-  d linear between grid points; where the field does not reach, y = x.
+* displacement field on a grid of origin o, spacings s, directions D: y = x + d(i) with
+  i = (D diag(s))^-1 (x - o), d linear between grid points; where the field does not reach, y = x.
 
 Plain text of 4 x 4 numbers is in RAS, and *from A to B* takes points of A to B.
 """
@@ -82,7 +82,7 @@ class PointMap:
         return points
 
     def then(self, other: PointMap) -> PointMap:
-        """This one, then another."""
+        """Apply another one after it."""
         return PointMap((*self.steps, *other.steps))
 
     @property

@@ -7,8 +7,8 @@ is finite and varies in each of them; a surface point is kept if it gets a value
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from scipy import sparse
@@ -133,20 +133,20 @@ class Carrier:
             dtype=np.float32,
         )
         if self.surface.subcortex is not None:
-            out[self.n_cortex :] = self._subcortex(self.plan.runs[number], image.n_volumes)
+            out[self.n_cortex :] = self._subcortex(number)
         return out
 
-    def _subcortex(self, run: RunPlan, n_volumes: int) -> np.ndarray:
-        image = open_run(Path(run.subcortex))
+    def subcortical_voxels(self, number: int = 0) -> np.ndarray:
+        """Points of a run's volume in the template at which the grayordinates lie."""
+        path = Path(self.plan.runs[number].subcortex)
         try:
-            points = voxels_of(self.grid, image.grid)
+            return voxels_of(self.grid, open_run(path).grid)
         except DataError as error:
-            raise DataError(f"{run.subcortex}: {error.message}", error.remedy) from error
-        if image.n_volumes != n_volumes:
-            raise DataError(
-                f"{run.subcortex} has {image.n_volumes} volumes, {run.bold[0]} has {n_volumes}.",
-                "Preprocess this run again: both come from one recording.",
-            )
+            raise DataError(f"{path}: {error.message}", error.remedy) from error
+
+    def _subcortex(self, number: int) -> np.ndarray:
+        image = open_run(Path(self.plan.runs[number].subcortex))
+        points = self.subcortical_voxels(number)
         order = np.sort(points)
         wanted = np.zeros(image.grid.n_points, dtype=bool)
         wanted[points] = True
@@ -161,9 +161,10 @@ class Carrier:
             return [folder / f"{stem}_{place}_bold.dtseries.nii"]
         return [folder / f"{stem}_hemi-{hemi}_{place}_bold.func.gii" for hemi in "LR"]
 
-    def leave_account(self, path: Path, **more: Any) -> Path:
+    def leave_account(self, path: Path, told: Sequence[str] = ()) -> Path:
         """Write what the registration was and did (see :mod:`conform_app.interfaces.registration`)."""
         from conform_app.interfaces.registration import account, save_transforms
 
         arrays, meta = account(self)
-        return save_arrays(path, arrays, meta | save_transforms(self, path.parent) | more)
+        meta["account"] += told
+        return save_arrays(path, arrays, meta | save_transforms(self, path.parent))

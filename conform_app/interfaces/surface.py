@@ -23,6 +23,7 @@ from conform_app.interfaces.base import FitInterface, OneFileOutputSpec, PlanInp
 from conform_app.interfaces.carrying import Carrier
 
 BLOCK_BYTES = 1 << 28
+BLOCK_ROWS = 1 << 14
 
 
 class CarryInputSpec(PlanInputSpec):
@@ -62,6 +63,7 @@ class CarryBetasInputSpec(CarryInputSpec):
     """Inputs of the surface step after the GLM."""
 
     glm_file = File(exists=True, mandatory=True, desc="arrays of the GLMsingle step in the volume")
+    subcortex_file = File(exists=True, desc="the same of the volumes that the subcortex comes from")
 
 
 class CarryBetasOutputSpec(CarryOutputSpec):
@@ -84,7 +86,10 @@ class CarryBetas(FitInterface):
         inside = glm["points"].copy()
         inside[inside] = glm["valid"]
         carrier = Carrier(plan, inside)
-        matrix = carrier.matrices[0][carrier.points][:, inside]
+        below = Below(Path(self.inputs.subcortex_file), carrier) if self.inputs.subcortex_file else None
+        if below is not None:
+            carrier.points[carrier.n_cortex :] = below.kept
+        matrix = carrier.matrices[0][: carrier.n_cortex][carrier.points[: carrier.n_cortex]][:, inside]
         arrays = {"points": carrier.points, "valid": np.ones(int(carrier.points.sum()), dtype=bool)}
         n_before = len(glm["valid"])
         for name, values in _each(glm_file):
@@ -93,16 +98,19 @@ class CarryBetas(FitInterface):
             along = values.ndim > 0 and len(values) == n_before and not name.startswith(("hrfs", "hrf_times"))
             if not along:
                 arrays[name] = values
-            elif name in ("noise_pool", "hrf_index"):
-                arrays[name] = _vote(matrix, values[glm["valid"]])
             else:
-                arrays[name] = _blocks(matrix, values[glm["valid"]])
+                way = _vote if name in ("noise_pool", "hrf_index") else _blocks
+                carried = way(matrix, values[glm["valid"]])
+                arrays[name] = (
+                    carried if below is None else np.concatenate([carried, below.rows(name, carried)])
+                )
         out = save_arrays(cwd / "glmsingle.h5", arrays, meta)
         names = [carrier.run_files(cwd, plan.runs[0])] * len(plan.runs)
         mean = np.full((carrier.grid.n_points, 1), np.nan, np.float32)
         mean[carrier.points, 0] = arrays["mean_vol"]
         write_series(carrier.grid, names[0], mean, plan.tr)  # stands for the grid
-        surface = carrier.leave_account(cwd / "surface.h5")
+        told = [] if below is None else [below.account(meta)]
+        surface = carrier.leave_account(cwd / "surface.h5", told)
         return _leave(plan, carrier, names, cwd) | {"out_file": str(surface), "glm_file": str(out)}
 
 
@@ -122,6 +130,53 @@ def _leave(plan: FitPlan, carrier: Carrier, names: list[list[Path]], cwd: Path) 
     plan_file = write_plan(carried, cwd / f"{plan.name}.json")
     files = list(dict.fromkeys(str(path) for paths in [*names, masks] for path in paths))
     return {"plan_file": str(plan_file), "bold_files": files}
+
+
+class Below:
+    """What GLMsingle estimated at the subcortex's voxels, in the volumes of the template.
+
+    Parameters
+    ----------
+    path : Path
+        Arrays of that fit.
+    carrier : Carrier
+
+    Attributes
+    ----------
+    kept : ndarray of bool, shape (n_subcortical,)
+        Grayordinates whose voxel was fitted.
+    """
+
+    def __init__(self, path: Path, carrier: Carrier) -> None:
+        self.path = path
+        found = load_arrays(path, "points", "valid")
+        fitted = found["points"].copy()
+        fitted[fitted] = found["valid"]
+        voxels = carrier.subcortical_voxels()
+        self.kept = fitted[voxels]
+        self._rows = (np.cumsum(found["points"]) - 1)[voxels[self.kept]]
+
+    def rows(self, name: str, like: np.ndarray) -> np.ndarray:
+        """Values of the grayordinates kept; NaN (or 0) if that fit did not get as far as this array."""
+        import h5py
+
+        shape = (len(self._rows), *like.shape[1:])
+        with h5py.File(self.path, "r") as store:
+            if name not in store:
+                return np.full(shape, np.nan if like.dtype.kind == "f" else 0, like.dtype)
+            out, data = np.empty(shape, like.dtype), store[name]
+            for start in range(0, len(data), BLOCK_ROWS):
+                here = (self._rows >= start) & (self._rows < start + BLOCK_ROWS)
+                out[here] = data[start : start + BLOCK_ROWS][self._rows[here] - start]
+        return out
+
+    def account(self, cortex: dict[str, Any]) -> str:
+        """Say that the subcortex is a fit of its own."""
+        meta = load_meta(self.path)
+        text = "The subcortex was fitted by itself, in whole-brain MNI152NLin6Asym volumes"
+        if "pcnum" in meta and "pcnum" in cortex:
+            text += f" ({meta['pcnum']} noise regressors; {cortex['pcnum']} in the fit of the cortex)"
+        return f"{text}."
 
 
 def _each(path: Path) -> Any:

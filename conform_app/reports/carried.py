@@ -20,7 +20,7 @@ def surface_sentences(records: list[dict[str, Any]]) -> list[str]:
     for record in records:
         facts = record.get("surface")
         if facts:
-            names = ("of", "volume", "registration", "group_average", "approximate")
+            names = ("of", "volume", "registration", "group_average", "approximate", "warped", "subcortex")
             ways.setdefault(tuple(facts.get(name) for name in names), []).append(record)
     return [_sentence(own) for own in ways.values()]
 
@@ -45,6 +45,8 @@ def _sentence(records: list[dict[str, Any]]) -> str:
             ", which were approximate: a group average warped to the participant's image, not the "
             "participant's own cortex"
         )
+    if facts.get("warped"):
+        text += f", brought to `{facts['volume']}` space by the participant's own nonlinear normalization"
     if facts["registration"]:
         text += f", and carried to {where} by adaptive resampling weighted by vertex areas"
         if not (facts["group_average"] or facts["approximate"]):
@@ -53,4 +55,10 @@ def _sentence(records: list[dict[str, Any]]) -> str:
     span = (
         number(covered[0]) if covered[0] == covered[-1] else f"{number(covered[0])} to {number(covered[-1])}"
     )
-    return f"{text}. The volumes covered {span} % of the cortex."
+    text = f"{text}. The volumes covered {span} % of the cortex."
+    if facts.get("subcortex"):
+        text += " Subcortical grayordinates are voxels of the same runs in `MNI152NLin6Asym` space"
+        text += ", fitted by themselves in the whole brain." if facts["of"] == "betas" else "."
+    elif any(fit.get("den") == "91k" for fit in fits):
+        text += " Grayordinates are those of the cortex alone."
+    return text

@@ -12,7 +12,10 @@ from typing import Any
 
 from nipype.pipeline.engine import Node, Workflow
 
+from conform_app.bids.carrycost import surface_memory
 from conform_app.bids.plan import FitPlan, write_plan
+from conform_app.bids.planning import BASE_MEMORY
+from conform_app.bids.subcortex import in_template
 from conform_app.interfaces.derivatives import WriteDerivatives
 from conform_app.interfaces.glm import GLMsingle
 from conform_app.interfaces.psn import PSNDenoise
@@ -72,15 +75,16 @@ def init_fit_wf(
         return Node(interface, name=label, n_procs=n_threads, mem_gb=mem_gb)
 
     settings = asdict(model)
-    glm = node(
-        GLMsingle(
-            bold_files=plan.bold_files(), model=settings, device=device, max_memory=max_memory, **common
-        ),
-        "glmsingle",
-        gib,
-    )
-    if plan.side_files():
-        glm.inputs.side_files = plan.side_files()
+
+    def fitting(of: FitPlan, label: str) -> Node:
+        step = GLMsingle(
+            bold_files=of.bold_files(), model=settings, device=device, max_memory=max_memory, **common
+        )
+        if of.side_files():
+            step.inputs.side_files = of.side_files()
+        return node(step, label, gib)
+
+    glm = fitting(plan, "glmsingle")
     reliability = node(Reliability(**common), "reliability", gib / 2)
     psn = node(PSNDenoise(model=settings, **common), "psn", gib / 2)
     psn.inputs.atlas_files = list(plan.atlas)
@@ -100,27 +104,38 @@ def init_fit_wf(
         ]
     )
     if plan.surface is not None:
-        _carry(workflow, plan, plan_file, node, common, gib)
+        inputs = {"in_files": plan.surface.files(), "device": device, **common}
+        _carry(workflow, plan, plan_file, node, inputs, fitting)
     return workflow
 
 
 def _carry(
-    workflow: Workflow, plan: FitPlan, plan_file: Path, node: Any, common: dict[str, Any], gib: float
+    workflow: Workflow, plan: FitPlan, plan_file: Path, node: Any, inputs: dict[str, Any], fitting: Any
 ) -> None:
-    """Put the surface step before the GLM, or between it and the steps that use its betas."""
+    """Put the surface step before the GLM, or between it and the steps that use its betas.
+
+    Betas of grayordinates also take those of the subcortex, fitted in the volumes of the template.
+    """
+    gib = surface_memory(plan, BASE_MEMORY) / GIB
     glm, write = workflow.get_node("glmsingle"), workflow.get_node("write")
     users = [workflow.get_node(name) for name in ("reliability", "psn", "write")]
     if plan.surface.of == "timeseries":
-        step = node(CarrySeries(in_files=plan.surface.files(), **common), "surface", gib)
+        step = node(CarrySeries(**inputs), "surface", gib)
         workflow.connect(step, "bold_files", glm, "bold_files")
         users.append(glm)
     else:
         glm.inputs.plan_file = str(write_plan(plan.in_volume(), plan_file.parent / "volume" / plan_file.name))
-        step = node(CarryBetas(in_files=plan.surface.files(), **common), "surface", gib)
+        step = node(CarryBetas(**inputs), "surface", gib)
         for user in users:
             workflow.disconnect(glm, "out_file", user, "glm_file")
             workflow.connect(step, "glm_file", user, "glm_file")
         workflow.connect(glm, "out_file", step, "glm_file")
+        if plan.surface.subcortex is not None:
+            below = in_template(plan)
+            other = fitting(below, "glmsingle_subcortex")
+            folder = plan_file.parent / "template"
+            other.inputs.plan_file = str(write_plan(below, folder / plan_file.name))
+            workflow.connect(other, "out_file", step, "subcortex_file")
     for user in users:
         workflow.connect(step, "plan_file", user, "plan_file")
     workflow.connect(step, "out_file", write, "surface_file")
