@@ -3,6 +3,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -14,15 +15,14 @@ import nibabel as nib
 import numpy as np
 import pytest
 from small_dataset import SHAPE, TR, bold_files, write_json
-from small_surfaces import AFFINE, CENTRE, COMMON, TYPE_B, ball, expected_quarter, gifti, place, run
+from small_surfaces import AFFINE, COMMON, TYPE_B, ball, expected_quarter, gifti, place, run
 
 from conform_app.bids.carrycost import surface_memory
-from conform_app.bids.inputs import find_fits
-from conform_app.bids.plan import write_plan
-from conform_app.bids.planning import BASE_MEMORY, make_plan
+from conform_app.bids.plan import FitPlan, RunPlan, write_plan
+from conform_app.bids.surfaceplan import HemiPlan, SurfacePlan
 from conform_app.images.surfaces import read_surface, write_surface
+from conform_app.images.templates import SphereFile
 from conform_app.reports.page import build_report
-from conform_app.settings import EventSettings, ModelSettings
 from conform_app.surface import load_transform
 
 pytestmark = pytest.mark.usefixtures("no_templates")
@@ -324,28 +324,47 @@ print(peak() - before)
 """
 
 
-def test_the_plan_counts_the_memory_of_the_surface_step(balls, fslr_home, tmp_path, monkeypatch):
+def test_the_plan_counts_the_memory_of_the_surface_step(tmp_path):
     """The estimate is above the measured peak of the step, and not by much."""
-    monkeypatch.setenv("TEMPLATEFLOW_HOME", str(fslr_home))
-    own = tmp_path / "ds"
-    shutil.copytree(balls, own)
-    points, triangles = ball(50000)
-    for path in own.rglob("*.surf.gii"):
-        coarse = read_surface(path)[0]
-        hemi = "L" if "hemi-L" in path.name else "R"
-        centre = 0 if "sphere" in path.name else CENTRE[hemi]
-        radius = np.linalg.norm(coarse - centre, axis=1).mean()
-        write_surface(path, (points * radius + centre, triangles), hemi, path.name)
-    (fit,) = find_fits(bids_dir=own, output_spaces=["fsLR:den-32k"])
-    plan = make_plan(fit, EventSettings(), ModelSettings(), roots={})
-    assert [half.n_source for half in plan.surface.hemispheres] == [50000, 50000]
+    points, triangles = ball(40962)
+    rng, shape, n_volumes = np.random.default_rng(0), (72, 72, 72), 30
+    volume = nib.Nifti1Image(rng.random((*shape, n_volumes), np.float32), np.diag([2.0, 2.0, 2.0, 1.0]))
+    bold = tmp_path / "bold.nii"
+    nib.save(volume, bold)
+    halves, files = [], {}
+    for hemi, x in (("L", 71.0), ("R", 72.0)):
+        for name, radius in (("white", 60.0), ("pial", 62.5), ("sphere", 100.0)):
+            centre = 0 if name == "sphere" else np.array([x, 71.0, 71.0])
+            files[name] = tmp_path / f"{hemi}_{name}.surf.gii"
+            write_surface(files[name], (points * radius + centre, triangles), hemi, name)
+        mesh = SphereFile(str(files["sphere"]), 40962)
+        own = {name: str(path) for name, path in files.items()}
+        halves.append(HemiPlan(hemi, **own, target=mesh, n_target=40962, n_source=40962))
+    surface = SurfacePlan("timeseries", "T1w", (str(bold),), tuple(halves), "x", "fsLR")
+    one = RunPlan((str(bold),), (), None, None, None, "1", n_volumes, 0.0)
+    what = {"name": "a", "subject": "01", "sessions": (), "task": "x", "space": "fsLR", "res": None}
+    what |= {"den": "32k", "kind": "gifti", "entities": {}, "tr": 2.0, "n_points": 0, "n_voxels": 0}
+    what |= {"trials": {"onset": []}, "conditions": (), "stim_column": "", "memory": 0, "warnings": ()}
+    plan = FitPlan(runs=(one,), surface=surface, **what)
     written = write_plan(plan, tmp_path / "plan.json")
     command = [sys.executable, "-c", PEAK, str(written), str(tmp_path / "surface.h5")]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     measured, estimate = int(done.stdout), surface_memory(plan, 0)
     assert 0.4 < measured / estimate < 1.0, (measured, estimate)
-    assert plan.memory >= surface_memory(plan, BASE_MEMORY)
-    # more volumes, more trials, betas: more memory
-    longer = replace(plan, runs=tuple(replace(run, n_volumes=900) for run in plan.runs))
+    # more volumes: more memory; nothing is carried: nothing is added
+    longer = replace(plan, runs=(replace(one, n_volumes=900),))
     assert surface_memory(longer, 0) > estimate
     assert surface_memory(replace(plan, surface=None), 7) == 7
+
+
+@pytest.mark.end_to_end
+def test_the_dry_run_prints_an_estimate_that_holds_the_surface_step(
+    balls, fslr_home, monkeypatch, capsys, tmp_path
+):
+    monkeypatch.setenv("TEMPLATEFLOW_HOME", str(fslr_home))
+    printed = {}
+    for space in ("T1w", "fsLR:den-32k"):
+        argv = (balls, tmp_path / "out", "participant", *COMMON, "--output-spaces", space, "--dry-run")
+        assert run(*argv) == 0
+        printed[space] = float(re.search(r"([\d.]+) GiB", capsys.readouterr().out)[1])
+    assert printed["fsLR:den-32k"] > printed["T1w"] + 0.1
