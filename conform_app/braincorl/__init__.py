@@ -15,6 +15,13 @@ from typing import Any
 _HOMES = {
     "Adapted": "adapting",
     "adapt": "adapting",
+    "Aligned": "aligned",
+    "AlignedAverage": "aligned",
+    "align_group": "aligned",
+    "aligned_curve": "aligned",
+    "fit_aligned": "aligned",
+    "Alignment": "alignment",
+    "align": "alignment",
     "from_collection": "participants",
     "Prior": "prior",
     "fit_prior": "prior",
