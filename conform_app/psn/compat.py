@@ -4,7 +4,8 @@
 Scripts written for those packages run on ours unchanged.  Errors are therefore of the built-in types.  What
 this does not copy: printing, figures, and the split-half diagnostics (``recovery_tradeoff``).  New code
 uses `conform_app.psn.fit_gsn` and `conform_app.psn.fit_psn`, whose defaults are better: here one constant
-unit turns off shrinkage for all, the cut is analytic, and n x n denoisers are built.
+unit turns off shrinkage for all, the cut is analytic, and n x n denoisers are built.  The rules of the
+releases before December 2025, whose cut was cross-validated, are in `conform_app.psn.legacy`.
 """
 
 from __future__ import annotations
