@@ -13,6 +13,7 @@ from conform_app.encode.job import EncodeJob
 from conform_app.images import Grid, write_maps
 from conform_app.mosaic import Collection
 from conform_app.mosaic.normalise import FitUnit
+from conform_app.mosaic.writer import Averages
 from conform_app.settings import EncodeSettings
 
 E, HALF = 12, 40
@@ -21,7 +22,13 @@ N_TEST, N_TRAIN = 24, 60
 
 
 def make_collection(
-    root: Path, people=("01_ONE", "02_ONE", "01_TWO"), *, noise: float = 1.0, constant: int = 0, seed: int = 0
+    root: Path,
+    people=("01_ONE", "02_ONE", "01_TWO"),
+    *,
+    noise: float = 1.0,
+    constant: int = 0,
+    averages: bool = False,
+    seed: int = 0,
 ) -> Collection:
     """Participants with train images of their own and common test images, each shown twice.
 
@@ -44,8 +51,14 @@ def make_collection(
         betas[:, 1 : 1 + constant] = 3.0
         phase = np.where(order < N_TEST, "test", "train")
         trials = pd.DataFrame({"stimulus": [names[i] for i in order], "phase": phase})
+        pooled = None
+        if averages:  # half as far from the mean as the plain averages
+            middle = betas[order >= N_TEST].mean(axis=0)
+            plain = np.stack([betas[order == i].mean(axis=0) for i in shown])
+            values = (middle + 0.5 * (plain - middle)).astype(np.float32)
+            pooled = Averages([names[i] for i in shown], values, method="PSN")
         collection.add_participant(
-            dataset, f"sub-{label}", trials, [FitUnit("ses-01", betas.astype(np.float32))]
+            dataset, f"sub-{label}", trials, [FitUnit("ses-01", betas.astype(np.float32))], averages=pooled
         )
     collection.seal()
     np.savez(root / "features.npz", names=np.array(names), values=vectors)

@@ -145,7 +145,7 @@ def finish_dataset(root: Path, participants: Mapping[str, Mapping[str, Any]]) ->
     participants : mapping of participant to mapping
         Further columns of ``participants.tsv``.
     """
-    ignored = {f"*_{row['suffix']}.*" for row in encode_products().values()}
+    ignored = {f"*_{row['suffix']}.*" for row in encode_products().values()} | {"*_summary.*"}
     path = root / ".bidsignore"
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     write_text(path, "\n".join([*lines, *sorted(ignored - set(lines))]) + "\n")

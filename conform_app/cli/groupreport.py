@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from conform_app import __version__
+from conform_app.cli.encodereport import read_encoding
 from conform_app.errors import ConformError, NoInputError
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ def write_report(output_dir: Path, notes: Sequence[dict[str, Any]], run_uuid: st
         ceilings={} if collection is None else mean_ceilings(collection),
         brain=None if collection is None else _brain(collection, summary),
         sizes=_sizes(output_dir, store),
+        encoding=read_encoding(output_dir, collection),
     )
     info = {"version": __version__, "run uuid": run_uuid}
     return build_group_report(output_dir, data, errors=list(notes), run_info=info)

@@ -174,7 +174,10 @@ def _denoised(collection, person: Person, vertices: np.ndarray, folder: Path) ->
         )
     out = np.lib.format.open_memmap(folder / "train.npy", mode="r+")
     rows = [place[name] for name in person.train]
-    middle, spread = mean.mean(axis=0), sd.mean(axis=0)
+    if str(collection.record(person.key).get("averages_units", "")).startswith("z scores"):
+        middle, spread = np.zeros(mean.shape[1]), np.ones(mean.shape[1])
+    else:
+        middle, spread = mean.mean(axis=0), sd.mean(axis=0)
     for block in blocks(len(vertices)):
         its = vertices[block]
         with np.errstate(invalid="ignore", divide="ignore"):

@@ -293,7 +293,9 @@ def _record(
         "Prior": found.prior.card | {"file": prior} if found.prior is not None else None,
         "Network": Path(settings.encode_model).name if settings.encode_model else None,
         "Features": {"file": Path(job.features).name, "n_features": int(plan.features.shape[1])},
-        "Responses": {"mean": "mean over repeats", "psn": "denoised with PSN"}[settings.encode_betas],
+        "Responses": {"mean": "the mean over repeats", "psn": "averages denoised with PSN"}[
+            settings.encode_betas
+        ],
         "ContextSizes": list(target.sizes),
         "Contexts": {size: found.repeats.get(label("ridge", size), 0) for size in target.sizes},
         "NumberOfTrainImages": len(person.train),

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from conform_app.errors import CannotCreateError
+from conform_app.reports.braincorl import encoding_parts
 from conform_app.reports.groupsections import MAKERS, Book, GroupData, merged_of
 from conform_app.reports.rendering import render
 from conform_app.reports.style import figure_style
@@ -49,6 +50,7 @@ def build_group_report(
         with figure_style():
             book = Book(Path(output_dir))
             parts = [make(data, book) for make in MAKERS]
+            parts[-1:-1] = encoding_parts(data, book)
             book.sweep()
         page = Path(output_dir) / "group.html"
         html = render(

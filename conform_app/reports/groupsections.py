@@ -41,6 +41,8 @@ class GroupData:
     brain : Brain or None
         Geometry of the collection's space.
     sizes : list of (name, bytes)
+    encoding : EncodingData or None
+        See `conform_app.reports.braincorl`.
     """
 
     tables: Mapping[str, pd.DataFrame]
@@ -49,6 +51,7 @@ class GroupData:
     ceilings: Mapping[str, np.ndarray] = field(default_factory=dict)
     brain: Brain | None = None
     sizes: Sequence[tuple[str, int]] = ()
+    encoding: Any = None
 
 
 @dataclass
