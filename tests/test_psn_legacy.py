@@ -18,9 +18,10 @@ def test_results_of_the_releases(bundled):
         np.testing.assert_array_equal(out["best_threshold"], arrays[f"{name}/best_threshold"], err_msg=name)
         for key in ("denoiseddata", "unit_means", "mags"):
             if f"{name}/{key}" in arrays:
-                np.testing.assert_allclose(
-                    out[key], arrays[f"{name}/{key}"], rtol=1e-6, atol=1e-9, err_msg=name
-                )
+                got, want = out[key], arrays[f"{name}/{key}"]
+                if key == "mags" and run["V"] == 0:  # beyond the signal's rank axes are arbitrary
+                    got, want = got[:10], want[:10]
+                np.testing.assert_allclose(got, want, rtol=1e-6, atol=1e-9, err_msg=name)
         if f"{name}/cv_mean_unit" in arrays and run["V"] != 0:  # else the last axes are arbitrary
             scores = out["cv_scores"].mean(axis=1)
             np.testing.assert_allclose(scores, arrays[f"{name}/cv_mean_unit"], rtol=1e-8, err_msg=name)
