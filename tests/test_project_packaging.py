@@ -20,6 +20,7 @@ from packaging.version import Version
 ROOT = Path(__file__).resolve().parents[1]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 PROJECT = PYPROJECT["project"]
+EXTRAS = ("features", "alignment")
 # What torch brings on some platforms only; torch pins these itself.
 LEFT_TO_TORCH = re.compile(r"^(nvidia|cuda|triton)\b")
 
@@ -96,6 +97,18 @@ def test_pins_are_the_whole_tested_set_and_nothing_besides() -> None:
     assert test - run == set(pins()["test"])
 
 
+def test_pins_of_the_extras_are_what_they_need() -> None:
+    wanted = [Requirement(t) for e in EXTRAS for t in PROJECT["optional-dependencies"][e]]
+    encode = pins()["encode"]
+    for requirement in wanted:
+        assert requirement.specifier.contains(encode[canonicalize_name(requirement.name)])
+    try:
+        needed = closure(map(str, wanted))
+    except metadata.PackageNotFoundError as error:
+        pytest.skip(f"the extras {' and '.join(EXTRAS)} are not installed ({error})")
+    assert needed - set(pins()["run"]) - set(pins()["test"]) == set(encode)
+
+
 def test_lower_bounds_are_given_for_every_dependency() -> None:
     for text in chain(PROJECT["dependencies"], *PROJECT["optional-dependencies"].values()):
         operators = {bound.operator for bound in Requirement(text).specifier}
@@ -105,7 +118,8 @@ def test_lower_bounds_are_given_for_every_dependency() -> None:
 def test_each_dependency_is_explained() -> None:
     text = (ROOT / "docs" / "dependencies.md").read_text(encoding="utf-8")
     explained = set(re.findall(r"^\| `([\w-]+)` \|", text, re.MULTILINE))
-    named = [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["dev"]]
+    extras = chain(*(PROJECT["optional-dependencies"][extra] for extra in ("dev", *EXTRAS)))
+    named = [*PROJECT["dependencies"], *extras]
     assert explained == {Requirement(line).name for line in named}
 
 
