@@ -64,19 +64,31 @@ def test_everybody_is_merged_and_the_betas_are_those_of_the_participants(sites, 
     assert names == trials["stim_id"].tolist()
 
 
-def test_denoised_averages_are_pooled_over_fits_by_trials(sites, merged):
+@pytest.mark.parametrize("scale", ["z", "percent"])
+def test_denoised_averages_are_pooled_over_fits_by_trials(sites, merged, tmp_path, scale):
     from conform_app.mosaic.collection import Collection
 
-    names, values = Collection.open(store(merged)).averages("sub-02_Alpha")
+    out = merged
+    if scale == "percent":
+        out = tmp_path / "out"
+        assert group(sites, sites, out, "--average-scale", scale, names=("Alpha",), features=False) == 0
+    collection = Collection.open(store(out))
+    names, values = collection.averages("sub-02_Alpha")
+    fits, mean, sd = collection.statistics("sub-02_Alpha")
+    record = collection.record("sub-02_Alpha")
+    assert record["averages"] == "PSN of betas of type B"
+    assert record["averages_units"].startswith("z scores" if scale == "z" else "percent signal change")
     sums, weights = np.zeros(values.shape), np.zeros(len(names))
     for session in "ab":
+        fit = fits.index(f"ses-{session}_task-x")
+        shift, factor = (mean[fit], sd[fit]) if scale == "z" else (0.0, 1.0)
         func = sites / "results" / "Alpha" / "sub-02" / f"ses-{session}" / "func"
         stem = f"sub-02_ses-{session}_task-x"
         image = nib.load(func / f"{stem}_space-fsLR_den-91k_stat-effect_desc-psn_statmap.dscalar.nii")
         conditions = pd.read_csv(func / f"{stem}_conditions.tsv", sep="\t")
         for row, (stim, n) in enumerate(zip(conditions["stim_id"], conditions["n_trials"], strict=True)):
             place = names.tolist().index(stim)
-            sums[place] += n * image.dataobj[row]
+            sums[place] += n * (image.dataobj[row] - shift) / factor
             weights[place] += n
     np.testing.assert_allclose(values, sums / weights[:, None], rtol=1e-4, atol=1e-5)
 

@@ -274,6 +274,41 @@ def test_averages_are_carried_beside_the_trials(tmp_path):
     assert collection.pending == ["sub-02_A"]
 
 
+def test_averages_of_fits_are_on_the_scale_of_the_betas(tmp_path):
+    """An average without denoising is the mean of the trials as they are stored."""
+    trials, betas = make(70, 10, 2, n_vertices=50)
+    betas = betas * 3.0 + 7.0
+    units = [FitUnit("a", betas[:40]), FitUnit("b", 2.0 * betas[40:])]
+    stim = trials["stimulus"].to_numpy(str)
+    rows, fits, names, counts = [], [], [], []
+    for unit, start, stop in zip(units, (0, 40), (40, 70), strict=True):
+        for name in sorted(set(stim[start:stop])):
+            mine = stim[start:stop] == name
+            rows.append(unit.betas[mine].mean(axis=0))
+            fits, names, counts = [*fits, unit.name], [*names, name], [*counts, int(mine.sum())]
+    collection = Collection.create(tmp_path / "c", space="toy", n_vertices=50)
+    given = Averages(names, np.stack(rows), method="none", fits=fits, n_trials=counts)
+    record = collection.add_participant("A", "sub-01", trials, units, averages=given)
+    assert record["averages_units"] == "z scores by the train trials of each fit"
+    found, values = collection.averages("sub-01_A")
+    stored = collection.betas("sub-01_A")
+    assert found.tolist() == list(dict.fromkeys(names))
+    expected = np.stack([stored[stim == name].mean(axis=0) for name in found])
+    np.testing.assert_allclose(values, expected, rtol=1e-4, atol=1e-5)
+    raw = Averages(names, np.stack(rows), fits=fits, n_trials=counts, scaled=False)
+    assert collection.add_participant("A", "sub-02", trials, units, averages=raw)["averages_units"] == (
+        "percent signal change"
+    )
+    whole = np.concatenate([units[0].betas, units[1].betas])
+    expected = np.stack([whole[stim == name].mean(axis=0) for name in found])
+    np.testing.assert_allclose(collection.averages("sub-02_A")[1], expected, rtol=1e-4, atol=1e-5)
+    for wrong in ({"fits": ["c"] * len(names)}, {"fits": fits[:2]}, {"fits": fits, "n_trials": [1]}):
+        with pytest.raises(DataError, match="sub-03_A has averages"):
+            collection.add_participant(
+                "A", "sub-03", trials, units, averages=Averages(names, np.stack(rows), **wrong)
+            )
+
+
 def test_reruns_are_identical_byte_for_byte(tmp_path):
     trials, betas = make(70, 10, 2, n_vertices=50)
     found = []

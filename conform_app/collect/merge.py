@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,17 +14,15 @@ from conform_app.errors import CannotCreateError, DataError
 from conform_app.images import MapRows, Shelf, grid_difference
 
 if TYPE_CHECKING:
-    from conform_app.mosaic.writer import Averages
+    from conform_app.mosaic import Averages
 
 
-def merge_participant(plan: ParticipantPlan, scratch: Path) -> str:
+def merge_participant(plan: ParticipantPlan) -> str:
     """Write one participant, unless it is there already from the same inputs.
 
     Parameters
     ----------
     plan : ParticipantPlan
-    scratch : Path
-        Folder for denoised averages that are pooled over fits.
 
     Returns
     -------
@@ -73,7 +72,7 @@ def merge_participant(plan: ParticipantPlan, scratch: Path) -> str:
         f"sub-{plan.label}",
         trials,
         [FitUnit(u.name, r, u.own_statistics) for u, r in zip(plan.units, rows, strict=True)],
-        averages=pooled_averages(plan, scratch, rows[0].shape[1]),
+        averages=averages_of(plan, shelf, rows[0].shape[1]),
         attributes={**plan.attributes, "inputs": plan.inputs},
         configuration=plan.configuration,
         sources=plan.sources,
@@ -95,14 +94,14 @@ def _there(plan: ParticipantPlan) -> str | None:
     return str(collection.record(plan.key)["attributes"].get("inputs", ""))
 
 
-def pooled_averages(plan: ParticipantPlan, scratch: Path, n_vertices: int) -> Averages | None:
-    """Average the denoised responses to each stimulus over fits, each fit weighted by its trials.
+def averages_of(plan: ParticipantPlan, shelf: Shelf, n_vertices: int) -> Averages | None:
+    """Gather the denoised responses to each stimulus in each fit.
 
     Parameters
     ----------
     plan : ParticipantPlan
-    scratch : Path
-        Sums are kept there on disk, so that memory holds one fit at a time.
+    shelf : Shelf
+        Holds a few open files for all that are read row by row.
     n_vertices : int
 
     Returns
@@ -110,31 +109,41 @@ def pooled_averages(plan: ParticipantPlan, scratch: Path, n_vertices: int) -> Av
     Averages or None
         None when a fit has none: then they would stand for part of the trials only.
     """
-    from conform_app.mosaic.writer import Averages
+    from conform_app.mosaic import Averages
 
-    if not all(unit.psn for unit in plan.units):
+    if not plan.units or not all(unit.psn for unit in plan.units):
         return None
-    names = list(dict.fromkeys(name for unit in plan.units for name in unit.conditions))
-    place = {name: i for i, name in enumerate(names)}
-    sums = np.lib.format.open_memmap(
-        scratch / f"{plan.key}_averages.npy", mode="w+", dtype=np.float32, shape=(len(names), n_vertices)
-    )
-    weights = np.zeros(len(names))
-    for unit in plan.units:
-        np.add.at(weights, [place[name] for name in unit.conditions], unit.n_repeats)
-    for unit in plan.units:
-        values = MapRows(unit.psn)
+    maps = [MapRows(unit.psn, shelf) for unit in plan.units]
+    for unit, values in zip(plan.units, maps, strict=True):
         if values.shape != (len(unit.conditions), n_vertices):
             raise DataError(
                 f"{plan.key} {unit.name}: denoised averages of shape {values.shape} for "
                 f"{len(unit.conditions)} stimuli and {n_vertices} vertices.",
                 "Run the participant level again.",
             )
-        for row, (name, count) in enumerate(zip(unit.conditions, unit.n_repeats, strict=True)):
-            sums[place[name]] += values[row] * np.float32(count / weights[place[name]])
-    sums.flush()
-    several = len(plan.units) > 1
-    return Averages(names, sums, method="PSN, mean over fits weighted by trials" if several else "PSN")
+    made_of = sorted({unit.psn_type for unit in plan.units if unit.psn_type})
+    return Averages(
+        stimulus=[name for unit in plan.units for name in unit.conditions],
+        values=_Stacked(maps),
+        method="PSN" + (f" of betas of type {', '.join(made_of)}" if made_of else ""),
+        fits=[unit.name for unit in plan.units for _ in unit.conditions],
+        n_trials=[count for unit in plan.units for count in unit.n_repeats],
+        scaled=plan.scale_averages,
+    )
+
+
+class _Stacked:
+    """Rows of several images, one after the other, read one by one."""
+
+    def __init__(self, parts: Sequence[MapRows]) -> None:
+        self.parts = parts
+        self.starts = np.cumsum([0, *(part.shape[0] for part in parts)])
+        self.shape = (int(self.starts[-1]), parts[0].shape[1])
+
+    def __getitem__(self, row: int) -> np.ndarray:
+        """One row, of shape (n_vertices,)."""
+        part = int(np.searchsorted(self.starts, row, side="right")) - 1
+        return self.parts[part][row - int(self.starts[part])]
 
 
 def summary(plan: ParticipantPlan, state: str, error: Exception | None = None) -> dict[str, Any]:

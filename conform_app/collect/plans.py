@@ -45,6 +45,8 @@ class Unit:
         Stimulus of each average.
     n_repeats : tuple of int
         Trials of each average.
+    psn_type : str
+        Type of the betas that the averages are made of.
     """
 
     name: str
@@ -53,6 +55,7 @@ class Unit:
     psn: tuple[str, ...] = ()
     conditions: tuple[str, ...] = ()
     n_repeats: tuple[int, ...] = ()
+    psn_type: str = ""
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,8 @@ class ParticipantPlan:
         Hash of what goes in: another one means that the participant has changed.
     replace : bool
         Whether a changed participant may replace the one that is there.
+    scale_averages : bool
+        Whether denoised averages are put on the scale of the betas.
     """
 
     key: str
@@ -89,6 +94,7 @@ class ParticipantPlan:
     sources: tuple[str, ...]
     inputs: str
     replace: bool
+    scale_averages: bool = True
 
 
 @dataclass
@@ -311,8 +317,9 @@ def make_plans(
             attributes=_attributes(member, method),
             configuration={**configuration, **_reference(pool, settings)},
             sources=tuple(f"{member.participant.site.name}:{fit.name}" for fit in member.fits),
-            inputs=_inputs(units, trials_file, settings.beta_dtype),
+            inputs=_inputs(units, trials_file, f"{settings.beta_dtype} {settings.average_scale}"),
             replace=replace,
+            scale_averages=settings.average_scale == "z",
         )
         write_json(folder / f"{member.key}.json", asdict(plan))
         plans.append(plan)
@@ -364,6 +371,7 @@ def _unit(member: Member, fit: FitOutput, frame: pd.DataFrame) -> Unit:
         tuple(map(str, psn)) if conditions else (),
         conditions,
         repeats if conditions else (),
+        str((fit.record.get("choices", {}).get("psn") or {}).get("glm_type", "")),
     )
 
 
@@ -398,12 +406,12 @@ def _number(text: Any) -> Any:
         return text
 
 
-def _inputs(units: Sequence[Unit], trials_file: Path, dtype: str) -> str:
+def _inputs(units: Sequence[Unit], trials_file: Path, form: str) -> str:
     """Hash of trials, and of size and time of the files that betas and averages come from."""
     stamps = []
     for unit in units:
         for path in (*unit.betas, *unit.psn):
             stat = Path(path).stat()
             stamps.append([Path(path).name, stat.st_size, int(stat.st_mtime)])
-    text = json.dumps([stamps, [u.own_statistics for u in units], dtype]).encode() + trials_file.read_bytes()
+    text = json.dumps([stamps, [u.own_statistics for u in units], form]).encode() + trials_file.read_bytes()
     return hashlib.blake2b(text, digest_size=8).hexdigest()

@@ -48,12 +48,9 @@ class MergeParticipant(SimpleInterface):
 
         plan = read_plan(Path(self.inputs.plan_file))
         try:
-            done = summary(plan, merge_participant(plan, Path(runtime.cwd)))
+            done = summary(plan, merge_participant(plan))
         except (ConformError, OSError, MemoryError) as error:
             done = summary(plan, "failed", error)
-        finally:
-            for path in Path(runtime.cwd).glob("*_averages.npy"):
-                path.unlink()
         out = Path(runtime.cwd) / "summary.json"
         out.write_text(json.dumps(done, indent=1), encoding="utf-8")
         self._results["out_file"] = str(out)

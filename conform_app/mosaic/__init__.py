@@ -5,6 +5,7 @@ Takes and gives arrays and tables; the files it owns are those of the store.  ``
 """
 
 from conform_app.mosaic.audit import Audit
+from conform_app.mosaic.averages import Averages
 from conform_app.mosaic.collection import Collection
 from conform_app.mosaic.content import (
     content_hash,
@@ -19,7 +20,6 @@ from conform_app.mosaic.normalise import FitUnit
 from conform_app.mosaic.own import own_split
 from conform_app.mosaic.similarity import THRESHOLD, THRESHOLD_ORIGIN, Embeddings
 from conform_app.mosaic.split import Split, split_stimuli
-from conform_app.mosaic.writer import Averages
 
 __all__ = [
     "THRESHOLD",

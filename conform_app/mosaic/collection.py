@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from conform_app.mosaic import growth
+from conform_app.mosaic.averages import Averages
 from conform_app.mosaic.normalise import FitUnit
 from conform_app.mosaic.place import Place
 from conform_app.mosaic.reading import CollectionReader
 from conform_app.mosaic.similarity import THRESHOLD
-from conform_app.mosaic.writer import Averages, Submission
+from conform_app.mosaic.writer import Submission
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -114,7 +115,7 @@ class Collection(CollectionReader):
         normalise : bool, default True
             z-score per vertex by the train trials of each fit.
         averages : Averages, optional
-            Denoised averages per stimulus.
+            Denoised averages per stimulus; with the fit of each row they are put on the scale of the betas.
         ceilings : bool, default True
             Compute noise ceilings per vertex and phase.
         attributes : dict, optional

@@ -307,7 +307,10 @@ class CollectionReader:
         return {(row["phase"], row["n"]): values[i] for i, row in enumerate(array.attrs["maps"])}
 
     def averages(self, participant: str) -> tuple[np.ndarray, np.ndarray]:
-        """Denoised averages: stimuli ``(n,)`` and values ``(n, n_vertices)``, in their own units.
+        """Denoised averages: stimuli ``(n,)`` and values ``(n, n_vertices)``.
+
+        They are on the scale of the betas, unless the participant's record says otherwise (in
+        ``averages_units``).
 
         Raises
         ------

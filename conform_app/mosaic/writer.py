@@ -18,6 +18,7 @@ import numpy as np
 
 from conform_app.errors import CannotCreateError, DataError, FileFaultError
 from conform_app.mosaic import layout
+from conform_app.mosaic.averages import Averages, write_averages
 from conform_app.mosaic.ceilings import STRIP_BYTES, phase_ceilings
 from conform_app.mosaic.normalise import FitUnit, unit_statistics
 from conform_app.mosaic.shards import CHUNK_TRIALS, Grain, ShardReader, ShardWriter
@@ -26,27 +27,6 @@ from conform_app.mosaic.tables import write_table
 
 if TYPE_CHECKING:
     import pandas as pd
-
-
-@dataclass(frozen=True, eq=False)
-class Averages:
-    """Denoised averages over the trials of each stimulus, carried beside the single trials.
-
-    Attributes
-    ----------
-    stimulus : sequence of str
-        Names as in the table of trials.
-    values : array-like, (n_stimuli, n_vertices)
-        Rows are read in blocks.
-    method : str
-    units : str
-        Averages are kept as given: not on the z scale of the single trials unless made from them.
-    """
-
-    stimulus: Sequence[str]
-    values: Any
-    method: str = "PSN"
-    units: str = "percent signal change"
 
 
 @dataclass(frozen=True, eq=False)
@@ -197,7 +177,8 @@ def _fill(folder: Path, given: Submission, trials: pd.DataFrame, grain: Grain) -
         _small(folder / "sd", scale[1], "float32", units=[u.name for u in given.units])
     ceilings = _write_ceilings(folder, trials, grain) if given.ceilings else []
     if given.averages is not None:
-        _write_averages(folder, given.averages, given.key, trials, grain.n_vertices)
+        names = [unit.name for unit in given.units]
+        write_averages(folder, given.averages, given.key, trials, names, grain.n_vertices, scale)
     write_table(folder, "trials", trials)
     record = _record(given, trials, grain, found, ceilings)
     record["files"] = _checksums(folder, {f"betas/{name}": value for name, value in shards.items()})
@@ -323,42 +304,6 @@ def _write_ceilings(folder: Path, trials: pd.DataFrame, grain: Grain) -> list[di
     return rows
 
 
-def _write_averages(
-    folder: Path, averages: Averages, key: str, trials: pd.DataFrame, n_vertices: int
-) -> None:
-    import pandas as pd
-    import zarr
-
-    shape = tuple(getattr(averages.values, "shape", ()))
-    if shape != (len(averages.stimulus), n_vertices):
-        raise DataError(
-            f"Averages of {key} have shape {shape} for {len(averages.stimulus)} stimuli and "
-            f"{n_vertices} vertices.",
-            "Give (n_stimuli, n_vertices) in the collection's space.",
-        )
-    names = [str(name) for name in averages.stimulus]
-    counts = trials["name"].value_counts()
-    strange = sorted(set(names) - set(counts.index))
-    if strange:
-        raise DataError(
-            f"{key} has an average for {strange[0]!r}, which none of its trials shows.",
-            "Averages and trials belong to different runs of the analysis: make both again.",
-        )
-    array = zarr.create_array(
-        folder / "averages",
-        shape=shape,
-        chunks=(min(CHUNK_TRIALS, shape[0]), n_vertices),
-        dtype="float32",
-        attributes={"method": averages.method, "units": averages.units},
-        dimension_names=("stimulus", "vertex"),
-        zarr_format=3,
-    )
-    for start in range(0, shape[0], CHUNK_TRIALS):
-        array[start : start + CHUNK_TRIALS] = np.asarray(averages.values[start : start + CHUNK_TRIALS])
-    table = pd.DataFrame({"name": names, "n_trials": [int(counts[name]) for name in names]})
-    write_table(folder, "averages", table)
-
-
 def _record(
     given: Submission, trials: pd.DataFrame, grain: Grain, found: _Finite, ceilings: list[dict[str, str]]
 ) -> dict[str, Any]:
@@ -397,6 +342,7 @@ def _record(
         },
         "noise_ceilings": ceilings,
         "averages": None if given.averages is None else given.averages.method,
+        "averages_units": None if given.averages is None else given.averages.stored_units(given.normalise),
         "attributes": dict(given.attributes),
         "configuration": dict(given.configuration),
         "sources": list(given.sources),

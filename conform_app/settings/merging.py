@@ -76,6 +76,12 @@ class GroupSettings:
         many=True,
         metavar="DATASET=PATH",
     )
+    average_scale: str = option(
+        "z",
+        "denoised averages (PSN) beside the betas: on the scale of the betas (the mean and sd of the train "
+        "trials of their fit), or as they are in percent signal change",
+        choices=("z", "percent"),
+    )
     beta_dtype: str = option(
         "float32", "numbers in which the collection keeps betas", choices=("float32", "float16")
     )
