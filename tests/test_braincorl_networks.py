@@ -109,8 +109,17 @@ def test_transformers_siglip_is_its_pooled_output(images, files, tmp_path: Path)
         hidden = vision.post_layernorm(vision.encoder(inputs_embeds=vision.embeddings(x)).last_hidden_state)
         expected = vision.head(hidden)
     extractor = check(f"transformers:{tmp_path / 'siglip'}", files, expected.numpy(), tmp_path / "cache")
-    short, padded = extractor.encode_text(["cat"]), extractor.encode_text(["cat", "a much longer one"])
-    np.testing.assert_allclose(padded[:1], short, atol=1e-6)
+    # Padding is seen, as in training: ids alone, to the full length, and no mask.
+    vocabulary = json.loads((tmp_path / "siglip" / "vocab.json").read_text())
+    ids = torch.full((1, 16), 513)
+    ids[0, :5] = torch.tensor([512, vocabulary["c"], vocabulary["a"], vocabulary["t</w>"], 513])
+    with torch.no_grad():
+        text = net.text_model(input_ids=ids).pooler_output
+        masked = net.text_model(
+            input_ids=ids, attention_mask=(torch.arange(16) < 5).long()[None]
+        ).pooler_output
+    assert (text - masked).abs().max() > 1e-3
+    np.testing.assert_allclose(extractor.encode_text(["cat"]), text.numpy(), atol=2e-6)
 
 
 def test_transformers_dino_is_the_class_token(images, files, tmp_path: Path) -> None:
@@ -247,7 +256,9 @@ def test_partial_transformers_weights_are_refused(tmp_path: Path) -> None:
     [
         ("transformers", "transformers:conform-app/none"),
         ("open_clip", "open_clip:ViT-B-32/laion2b_s34b_b79k"),
+        ("open_clip", "open_clip:hf-hub:conform-app/none"),
         ("timm", "timm:resnet18"),
+        ("timm", "timm:hf-hub:conform-app/none"),
         ("torchvision", "torchvision:resnet18/IMAGENET1K_V1"),
     ],
 )

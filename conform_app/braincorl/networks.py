@@ -4,6 +4,7 @@
 ==============================================  ==============================================================
 ``open_clip:FOLDER``                            ``open_clip_config.json`` and weights
 ``open_clip:ViT-B-32/TAG`` or ``/FILE``         a tag in the library's cache, or a checkpoint
+``open_clip:hf-hub:ORG/NAME``, ``timm:hf-...``  a model in the hub's cache
 ``transformers:FOLDER`` or ``:ORG/NAME``        what ``save_pretrained`` wrote, or a model in the cache
 ``timm:FOLDER``, ``timm:NAME``                  ``config.json`` and weights, or a model in the cache
 ``timm:NAME/FILE``                              a checkpoint with the model's own classifier
@@ -198,6 +199,8 @@ def _open_clip(model: str, device: str, allow_download: bool) -> Extractor:
     spec, source = f"open_clip:{model}", Path(model).expanduser()
     if source.is_dir():
         architecture, weights = f"local-dir:{source}", None
+    elif model.startswith("hf-hub:"):
+        architecture, weights, source = model, None, None
     else:
         architecture, _, weights = model.partition("/")
         source = _local(weights, spec)
@@ -269,6 +272,8 @@ def _transformers(model: str, device: str, allow_download: bool) -> Extractor:
             x = tokenizer(
                 list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt"
             ).to(device)
+            if net.config.model_type.startswith("siglip"):
+                x.pop("attention_mask", None)  # trained with its padding in sight
             with torch.inference_mode():
                 out = net.get_text_features(**x)
             return getattr(out, "pooler_output", out).float().cpu().numpy()
@@ -311,6 +316,8 @@ def _timm(model: str, device: str, allow_download: bool) -> Extractor:
     options: dict[str, Any] = {}
     if source.is_dir():
         name = f"local-dir:{source}"
+    elif model.startswith("hf-hub:"):
+        name, source = model, None
     else:
         name, _, file = model.partition("/")
         source = _local(file, spec)

@@ -9,7 +9,7 @@ minus the mean over the list; their level, and differences to images' prediction
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -66,16 +66,22 @@ class TextQuery:
     selectivity : ndarray (n_voxels, n_prompts), float32
         Predicted response to each prompt minus the voxel's mean over prompts.
     best : ndarray (n_voxels,) of int
-        Prompt with the largest; -1 where there is no model.
+        Prompt with the largest (the argmax map); -1 where there is no model.
+    margin : ndarray (n_voxels,), float32
+        By how much it is the largest; NaN where there is no model.
     """
 
     prompts: tuple[str, ...]
     selectivity: np.ndarray = field(repr=False)
     best: np.ndarray = field(repr=False)
+    margin: np.ndarray = field(repr=False)
 
 
 def embed_prompts(
-    extractor, prompts: Sequence[str], *, templates: Sequence[str] = ("{}",)
+    extractor,
+    prompts: Sequence[str] | Mapping[str, Sequence[str]],
+    *,
+    templates: Sequence[str] = ("{}",),
 ) -> list[np.ndarray]:
     """Text embeddings of prompts, for `text_query`.
 
@@ -83,33 +89,34 @@ def embed_prompts(
     ----------
     extractor : Extractor
         One with a text tower: the extractor of the image features that the weights were fitted to.
-    prompts : sequence of str
+    prompts : sequence of str, or mapping of str to sequence of str
+        Prompts; or lists of sentences that stand for one thing ("faces": ["a face", "a portrait"]).
     templates : sequence of str
         Sentences around each prompt, with ``{}`` for it ("a photo of {}").
 
     Returns
     -------
-    list of ndarray (n_templates, E)
-        One per prompt.
+    list of ndarray (n_sentences, E)
+        One array per prompt or list.
 
     Raises
     ------
     UsageError
-        The network has no text tower, or a template no place for the prompt.
+        The network has no text tower, a list is empty, or a template has no place for the prompt.
     """
     if extractor.encode_text is None:
         raise UsageError(
             f"{extractor.name} has no text tower.",
             "Use a CLIP or SigLIP network, or category_contrast, which needs none.",
         )
-    without = [template for template in templates if "{}" not in template]
-    if without or not templates:
-        raise UsageError(
-            f"Templates {list(templates)} have no {{}} for the prompt.", "Write 'a photo of {}'."
-        )
-    sentences = [template.replace("{}", prompt) for prompt in prompts for template in templates]
-    found = np.asarray(extractor.encode_text(sentences), np.float32)
-    return np.split(found, len(prompts)) if len(prompts) else []
+    if not templates or any("{}" not in template for template in templates):
+        raise UsageError(f"Templates {list(templates)} lack {{}} for the prompt.", "Write 'a photo of {}'.")
+    lists = prompts if isinstance(prompts, Mapping) else {prompt: [prompt] for prompt in prompts}
+    if not lists or not all(lists.values()) or any(isinstance(own, str) for own in lists.values()):
+        raise UsageError("A list of prompts is empty, or no list.", "Give sentences.")
+    sentences = [[t.replace("{}", prompt) for prompt in own for t in templates] for own in lists.values()]
+    found = np.asarray(extractor.encode_text([s for own in sentences for s in own]), np.float32)
+    return np.split(found, np.cumsum([len(own) for own in sentences])[:-1])
 
 
 @dataclass(frozen=True)
@@ -159,10 +166,10 @@ def text_query(weights, prompts: Sequence[str], embeddings) -> TextQuery:
     ----------
     weights : array (n_voxels, E + 1)
     prompts : sequence of str
-        At least two: answers are compared among them.
+        At least two: answers are compared among them.  (Names of the lists, where there are lists.)
     embeddings : array (n_prompts, E) or sequence of arrays (n_templates, E)
-        From the text tower that goes with the image features.  Several templates of a prompt are brought to
-        unit norm, averaged, and brought to unit norm again.
+        From the text tower that goes with the image features (`embed_prompts`).  Several templates
+        of a prompt are brought to unit norm, averaged, and brought to unit norm again.
 
     Returns
     -------
@@ -188,7 +195,9 @@ def text_query(weights, prompts: Sequence[str], embeddings) -> TextQuery:
     answer -= answer.mean(axis=1, keepdims=True)
     there = np.isfinite(answer).all(axis=1)
     best = np.where(there, np.argmax(np.where(there[:, None], answer, 0), axis=1), -1)
-    return TextQuery(tuple(prompts), answer.astype(np.float32), best)
+    last = np.sort(answer, axis=1)  # NaN goes last, and stays
+    margin = (last[:, -1] - last[:, -2]).astype(np.float32)
+    return TextQuery(tuple(prompts), answer.astype(np.float32), best, margin)
 
 
 def category_contrast(
