@@ -8,6 +8,8 @@ from psn_cases import load_case
 from conform_app.errors import DataError, UsageError
 from conform_app.psn import fit_gsn
 from conform_app.reliability import bootstrap_interval, ncsnr, rdm, rsa_noise_ceiling
+from conform_app.reliability.rsa import _agreement, _root
+from conform_app.reliability.rsascale import matching_scale
 
 
 def test_rsa_ceiling_agrees_with_the_published_simulations():
@@ -40,6 +42,73 @@ def test_rsa_ceiling_ends():
         rsa_noise_ceiling(cov, cov[:3], 20, 1)
     with pytest.raises(UsageError):
         rsa_noise_ceiling(cov, cov, 20, 0)
+
+
+def simulated(n_units=30, n_conditions=60, n_trials=4, *, noise=1.0, seed=0):
+    """Covariances and data of known scale."""
+    rng = np.random.default_rng(seed)
+    u, v = (np.linalg.qr(rng.standard_normal((n_units, n_units)))[0] for _ in range(2))
+    rank = np.arange(1, n_units + 1)
+    signal_root, noise_root = u / rank, v * np.sqrt(noise / rank)
+    signal = signal_root @ rng.standard_normal((n_units, n_conditions))
+    trials = np.einsum("ij,jct->ict", noise_root, rng.standard_normal((n_units, n_conditions, n_trials)))
+    return signal_root @ signal_root.T, noise_root @ noise_root.T, signal[:, :, None] + trials
+
+
+@pytest.mark.parametrize("factor", [0.7, 1.0, 1.4])
+def test_scale_with_which_the_model_repeats_as_the_data_do(factor):
+    """A signal covariance that is wrong by a known factor is put right, on average over data sets."""
+    scales, ceilings, truths = [], [], []
+    for seed in range(12):
+        signal_cov, noise_cov, data = simulated(seed=seed)
+        options = {"n_simulations": 30, "seed": seed}
+        found = rsa_noise_ceiling(signal_cov / factor, noise_cov, 60, 4, data=data, **options)
+        scales.append(found.scale)
+        ceilings.append(found.ceiling)
+        truths.append(rsa_noise_ceiling(signal_cov, noise_cov, 60, 4, **options).ceiling)
+        assert 0 < found.split_half < 1
+    # one data set's scale spreads by 0.23 of its size
+    assert np.mean(scales) == pytest.approx(factor, rel=3 * 0.23 / np.sqrt(12))
+    assert np.mean(ceilings) == pytest.approx(np.mean(truths), abs=3 * 0.044 / np.sqrt(12))
+
+
+def test_scale_on_the_published_case():
+    """The published code splits the trials once, first against second half; its scale is on a grid of 0.1."""
+    arrays, _ = load_case("rsa", bundled=False)
+    data, gsn = arrays["data"], fit_gsn(arrays["data"])
+    target = _agreement(data[:, :, :2].mean(axis=2), data[:, :, 2:].mean(axis=2))
+    assert target == pytest.approx(float(arrays["mode0/splitr"][0]), rel=1e-6)
+    roots = _root(gsn.signal_cov), _root(gsn.noise_cov)
+    options = {"n_simulations": 100, "seed": 0}
+    scale = matching_scale(target, np.full(60, 2), *roots, gsn.signal_mean[:, None], _agreement, **options)
+    assert scale == pytest.approx(float(arrays["mode0/sc"]), abs=0.1)
+    common = {"signal_mean": gsn.signal_mean, **options}
+    got = rsa_noise_ceiling(scale * gsn.signal_cov, gsn.noise_cov, 60, 4, **common)
+    assert got.ceiling == pytest.approx(float(arrays["mode0/nc"]), abs=0.06)
+    # one split is one draw of many: with all of them the scale is nearer to one
+    found = rsa_noise_ceiling(gsn.signal_cov, gsn.noise_cov, 60, 4, data=data, **common)
+    assert target < found.split_half
+    assert scale < found.scale < 1.1
+
+
+def test_scale_of_noise_and_of_uneven_trials():
+    signal_cov, noise_cov, data = simulated(noise=3.0)
+    rng = np.random.default_rng(0)
+    nothing = rsa_noise_ceiling(
+        signal_cov, noise_cov, 60, 4, data=rng.standard_normal(data.shape), n_simulations=40
+    )
+    assert nothing.scale < 0.3
+    data[:, ::2, 3] = np.nan
+    data[:, 0, 1:] = np.nan
+    found = rsa_noise_ceiling(signal_cov, noise_cov, 60, 4, data=data, n_simulations=40)
+    assert 0.3 < found.scale < 2
+    with pytest.raises(UsageError):
+        rsa_noise_ceiling(signal_cov, noise_cov, 60, 4, data=data, raw_signal_cov=signal_cov)
+    with pytest.raises(DataError):
+        rsa_noise_ceiling(signal_cov, noise_cov, 60, 4, data=data[:5])
+    data[:, 2:, 1:] = np.nan
+    with pytest.raises(DataError, match="three conditions"):
+        rsa_noise_ceiling(signal_cov, noise_cov, 60, 4, data=data)
 
 
 def test_bootstrap_interval_of_a_mean_is_that_of_the_normal():

@@ -3,7 +3,9 @@
 
 Signals are drawn from N(mnS, scale cSb), noise of averages over t trials from N(0, cNb / t), as estimated by
 GSN; the ceiling is the median, over simulations, of the Pearson correlation between the RDM of the signals
-and the RDM of the measurements.  RDM: 1 - Pearson correlation across units of two conditions.
+and the RDM of the measurements.  RDM: 1 - Pearson correlation across units of two conditions.  Three scales
+are possible: one; that of the variances before cSb was made positive semi-definite; and the one with which
+RDMs of halves of simulated trials agree as those of the data do (`conform_app.reliability.rsascale`).
 
 Kay et al. (2025), "Disentangling signal and noise in neural responses through generative modeling".
 """
@@ -15,6 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from conform_app.errors import DataError, UsageError
+from conform_app.reliability.rsascale import matching_scale, split_half_rdm
 
 
 @dataclass(frozen=True)
@@ -28,11 +31,14 @@ class RSACeiling:
     simulated : ndarray, (n_simulations,)
     scale : float
         Factor on the signal covariance.
+    split_half : float
+        Correlation of the RDMs of two halves of the data's trials, median over splits; NaN without data.
     """
 
     ceiling: float
     simulated: np.ndarray
     scale: float
+    split_half: float = float("nan")
 
 
 def rsa_noise_ceiling(
@@ -43,6 +49,7 @@ def rsa_noise_ceiling(
     *,
     signal_mean: np.ndarray | None = None,
     raw_signal_cov: np.ndarray | None = None,
+    data: np.ndarray | None = None,
     n_simulations: int = 200,
     seed: int = 0,
 ) -> RSACeiling:
@@ -60,6 +67,9 @@ def rsa_noise_ceiling(
     raw_signal_cov : ndarray, optional
         The estimate before it was made positive semi-definite: signal variances are then scaled so that
         their mean is that of this one.
+    data : ndarray, (n_units, n_conditions, n_trials), optional
+        The data themselves: signal variances are then scaled (by 0 to 2) so that simulated halves of trials
+        agree as well as halves of the data do.  NaN marks a missing trial.
     n_simulations : int
     seed : int
 
@@ -68,7 +78,7 @@ def rsa_noise_ceiling(
     DataError
         If shapes do not agree, or there are fewer than two units or three conditions.
     UsageError
-        If a number is not positive.
+        If a number is not positive, or two scales are asked for.
     """
     n = len(signal_cov)
     if np.shape(signal_cov) != (n, n) or np.shape(noise_cov) != (n, n) or n < 2 or n_conditions < 3:
@@ -78,22 +88,43 @@ def rsa_noise_ceiling(
         )
     if not (n_trials > 0 and n_simulations > 0):
         raise UsageError("Numbers of trials and simulations must be positive.", "Give positive numbers.")
-    scale = 1.0
+    if raw_signal_cov is not None and data is not None:
+        raise UsageError("There is one scale, from raw_signal_cov or from data.", "Give one of them.")
+    scale, split_half = 1.0, float("nan")
     if raw_signal_cov is not None:
         scale = float(np.trace(raw_signal_cov) / np.trace(signal_cov))
         if not scale > 0:
             raise DataError(
                 "The estimated signal variance is not positive.", "There is no signal to compare."
             )
+    mean = 0.0 if signal_mean is None else np.asarray(signal_mean)[:, None]
+    if data is not None:
+        data = np.asarray(data, dtype=np.float64)
+        if data.ndim != 3 or len(data) != n:
+            raise DataError(
+                f"Data of shape {data.shape} do not go with covariances of {n} units.",
+                "Give (n_units, n_conditions, n_trials).",
+            )
+        split_half, per_half = split_half_rdm(data, _agreement, n_splits=n_simulations, seed=seed)
+        scale = matching_scale(
+            split_half, per_half, _root(signal_cov), _root(noise_cov), mean, _agreement,
+            n_simulations=n_simulations, seed=seed,
+        )  # fmt: skip
+        if scale == 0:
+            return RSACeiling(0.0, np.zeros(n_simulations), scale, split_half)
     rng = np.random.default_rng(seed)
     signal_root, noise_root = _root(signal_cov * scale), _root(np.asarray(noise_cov) / n_trials)
-    mean = 0.0 if signal_mean is None else np.asarray(signal_mean)[:, None]
     simulated = np.empty(n_simulations)
     for i in range(n_simulations):
         signal = mean + signal_root @ rng.standard_normal((n, n_conditions))
         measured = signal + noise_root @ rng.standard_normal((n, n_conditions))
-        simulated[i] = np.corrcoef(rdm(signal), rdm(measured))[0, 1]
-    return RSACeiling(float(np.nanmedian(simulated)), simulated, scale)
+        simulated[i] = _agreement(signal, measured)
+    return RSACeiling(float(np.nanmedian(simulated)), simulated, scale, split_half)
+
+
+def _agreement(a: np.ndarray, b: np.ndarray) -> float:
+    """Correlation of the RDMs of two sets of responses."""
+    return float(np.corrcoef(rdm(a), rdm(b))[0, 1])
 
 
 def rdm(responses: np.ndarray) -> np.ndarray:
