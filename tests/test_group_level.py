@@ -346,6 +346,17 @@ def test_as_many_points_elsewhere_are_refused(sites, tmp_path):
     status, there, reason = state(out)["sub-02_Gamma"]
     assert (status, there) == ("refused", "false")
     assert "not those of sub-01_Beta" in reason
+    # alone, it would be compared with nobody: the collection remembers its points
+    grown = tmp_path / "grown"
+    assert group(sites, results, grown, names=("Beta",)) == 0
+    before = files_of(store(grown) / "participants")
+    for path in (results / "results" / "Gamma").glob("sub-01*"):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    assert group(sites, results, grown, names=("Gamma",)) == 65
+    status, there, reason = state(grown)["sub-02_Gamma"]
+    assert (status, there) == ("refused", "false")
+    assert "not those of the collection that is there" in reason
+    assert files_of(store(grown) / "participants") == before
 
 
 def test_two_datasets_with_one_name(sites, tmp_path, capsys):

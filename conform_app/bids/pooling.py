@@ -76,12 +76,15 @@ class Pool:
     reference : dict
         What compatible participants share: ``version``, ``preprocessing``, ``settings``, ``hash``.
     account : tuple of str
+    grid : str
+        Hash of the points that all share (see :func:`grid_hash`); empty when there is none to hold to.
     """
 
     members: tuple[Member, ...]
     space: SpaceKey | None
     reference: dict[str, Any]
     account: tuple[str, ...]
+    grid: str = ""
 
     @property
     def merged(self) -> tuple[Member, ...]:
@@ -90,7 +93,10 @@ class Pool:
 
 
 def make_pool(
-    participants: Sequence[Participant], settings: GroupSettings, reference: dict[str, Any] | None = None
+    participants: Sequence[Participant],
+    settings: GroupSettings,
+    reference: dict[str, Any] | None = None,
+    grid: str | None = None,
 ) -> Pool:
     """Decide on every participant.
 
@@ -101,6 +107,8 @@ def make_pool(
         ``pool_space``, ``beta_type`` and ``pool``.
     reference : dict, optional
         Of the collection that is there already: new participants are held to it.
+    grid : str, optional
+        Hash of the points of the collection that is there already; empty where it keeps none.
 
     Returns
     -------
@@ -113,10 +121,10 @@ def make_pool(
     if reference is None:
         reference = _most_common(usable, space)
     reference.setdefault("preprocessing_version", _most_common(usable, space).get("preprocessing_version"))
-    members = _judge_grids([_judge_method(member, reference) for member in members])
+    members, grid = _judge_grids([_judge_method(member, reference) for member in members], grid)
     allowed = ("compatible", "compliant") if settings.pool == "compliant" else ("compatible",)
     members = [replace(member, merged=member.status in allowed) for member in members]
-    return Pool(tuple(members), space, reference, tuple(_account(members, space, why)))
+    return Pool(tuple(members), space, reference, tuple(_account(members, space, why)), grid)
 
 
 def method_of(member: Member) -> dict[str, Any]:
@@ -259,21 +267,51 @@ def _judge_method(member: Member, reference: dict[str, Any]) -> Member:
     return member
 
 
-def _judge_grids(members: Sequence[Member]) -> list[Member]:
-    """Refuse those whose points are others than the first one's, though as many."""
+def _judge_grids(members: Sequence[Member], held: str | None) -> tuple[list[Member], str]:
+    """Refuse those whose points are others than the collection's or the first one's, though as many."""
     from conform_app.images import MapRows, grid_difference
 
     judged, first = [], None
     for member in members:
         if member.status != "refused":
             grid = MapRows(member.fits[0].files(f"betas_type{member.beta_type}")).grid
-            first = first or (member.key, grid)
-            difference = grid_difference(first[1], grid)
-            if difference:
+            reason = ""
+            if first is not None and (difference := grid_difference(first[1], grid)):
                 reason = f"its points are not those of {first[0]}: {difference}"
+            elif held and grid_hash(grid) != held:
+                reason = f"its points are not those of the collection that is there: {grid.describe()} in "
+                reason += "another choice or order"
+            else:
+                first = first or (member.key, grid)
+            if reason:
                 member = replace(member, status="refused", reasons=(reason,))
         judged.append(member)
-    return judged
+    if held is None and first is not None:
+        held = grid_hash(first[1])
+    return judged, held or ""
+
+
+def grid_hash(grid: Any) -> str:
+    """Twelve digits that are equal for grids with the same points in the same order.
+
+    Structures, vertices and voxels count, and where voxels lie to a tenth of a millimetre.
+    """
+    import numpy as np
+
+    digest = hashlib.blake2b(digest_size=6)
+    axis = grid.brain_models
+    plain = [grid.kind, list(map(int, grid.shape)), list(grid.structures)]
+    affine = grid.affine
+    if axis is not None:
+        affine = axis.affine
+        plain += [sorted((str(k), int(v)) for k, v in axis.nvertices.items())]
+        plain += [[str(name) for name in axis.name], [int(n) for n in axis.volume_shape or ()]]
+        for array in (axis.vertex, axis.voxel):
+            digest.update(np.ascontiguousarray(array, "<i8").tobytes())
+    if affine is not None:
+        plain += [(np.round(np.asarray(affine, float), 1) + 0.0).tolist()]
+    digest.update(json.dumps(plain).encode())
+    return digest.hexdigest()
 
 
 def _text(value: Any) -> str:

@@ -80,7 +80,8 @@ def survey(job: GroupJob) -> Survey:
             f"There is no finished participant output in {where}.",
             "Run the participant level first, or name other outputs with -d conform_NAME=PATH.",
         )
-    pool = make_pool(people, job.group, _reference(root, job.group))
+    there = _there(root, job.group)
+    pool = make_pool(people, job.group, _reference(there), None if there is None else _grid(there))
     gathered = gather_trials(pool, job.group)
     if not gathered.frames:
         raise NoInputError("No participant has a trial table that can be read.", "The report says why.")
@@ -89,15 +90,24 @@ def survey(job: GroupJob) -> Survey:
     return Survey(pool, gathered, store)
 
 
-def _reference(root: Path, settings: GroupSettings) -> dict[str, Any] | None:
-    """What the collection that is there demands; None when there is none, or not in the space asked for."""
+def _there(root: Path, settings: GroupSettings) -> Any:
+    """The collection that is there; None when there is none, or not in the space asked for."""
     from conform_app.mosaic.collection import Collection
 
     pattern = group_name("betas", settings.pool_space or "").replace("space-none", "*")
     stores = [path for path in sorted(root.glob(pattern)) if (path / "collection.json").is_file()]
-    if len(stores) != 1:
+    return Collection.open(stores[0]) if len(stores) == 1 else None
+
+
+def _grid(collection: Any) -> str:
+    """Hash of the points of a collection; empty for one that was begun without."""
+    return str(collection.common["configuration"].get("grid", ""))
+
+
+def _reference(collection: Any) -> dict[str, Any] | None:
+    """What a collection demands of participants; None when there is none, or it takes compliant ones."""
+    if collection is None:
         return None
-    collection = Collection.open(stores[0])
     demanded = collection.common["configuration"]
     if not {"version", "preprocessing", "settings"} <= demanded.keys():
         return None

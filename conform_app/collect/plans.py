@@ -294,7 +294,7 @@ def make_plans(
     for member in pool.merged:
         frame = gathered.frames[member.key]
         method = method_of(member)
-        configuration = {"space": str(pool.space)}
+        configuration = {"space": str(pool.space), **({"grid": pool.grid} if pool.grid else {})}
         if settings.pool == "compatible":
             configuration["method"] = method_hash(method)
         units = tuple(_unit(member, fit, frame) for fit in member.fits)
