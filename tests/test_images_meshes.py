@@ -59,6 +59,88 @@ def test_freesurfer_coordinates_become_scanner_coordinates(tmp_path):
     np.testing.assert_allclose(read_surface(tmp_path / "rh.white")[0], expected, atol=1e-3)
 
 
+GEOMETRY = {
+    "head": np.array([2, 0, 20], np.int32),
+    "valid": "1  # volume info valid",
+    "filename": "../mri/filled-pretess255.mgz",
+    "volume": np.array([256, 256, 256]),
+    "voxelsize": np.ones(3),
+    "xras": np.array([-1.0, 0, 0]),
+    "yras": np.array([0, 0, -1.0]),
+    "zras": np.array([0, 1.0, 0]),
+    "cras": CRAS,
+}
+
+
+def freesurfer_subject(folder, **changes):
+    """A subject's folder: lh.white with a footer, mri/orig.mgz on the same grid; its points in tkRAS."""
+    points, triangles = ball(50)
+    (folder / "surf").mkdir(parents=True)
+    (folder / "mri").mkdir()
+    footer = {**GEOMETRY, **changes} if changes.get("valid") != "none" else None
+    fs.write_geometry(folder / "surf" / "lh.white", points * 40, triangles, volume_info=footer)
+    affine = np.eye(4)
+    affine[:3, :3] = np.column_stack([GEOMETRY[f"{axis}ras"] for axis in "xyz"])
+    affine[:3, 3] = CRAS - affine[:3, :3] @ np.full(3, 4.0)
+    nib.save(fs.MGHImage(np.zeros((8, 8, 8), np.uint8), affine), folder / "mri" / "orig.mgz")
+    return folder / "surf" / "lh.white", points * 40
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("valid", ["1  # volume info valid", "0  # volume info invalid", "none"])
+def test_a_surface_without_volume_geometry_takes_that_of_orig(tmp_path, valid):
+    """A footer that is invalid or missing says nothing: without it the surface would lie 27 mm off."""
+    white, points = freesurfer_subject(
+        tmp_path / "sub-01", valid=valid, **({"cras": CRAS * 0} if valid.startswith("0") else {})
+    )
+    np.testing.assert_allclose(read_surface(white)[0], points + CRAS, atol=1e-3)
+    (tmp_path / "sub-01" / "mri" / "orig.mgz").unlink()
+    if valid.startswith("1"):
+        np.testing.assert_allclose(read_surface(white)[0], points + CRAS, atol=1e-3)
+    else:
+        with pytest.raises(
+            DataError, match=r"lh\.white does not say where in the scanner it lies.*orig\.mgz"
+        ):
+            read_surface(white)
+
+
+def test_a_freesurfer_surface_is_its_gifti_in_scanner_coordinates(tmp_path):
+    """White by mris_convert (centre kept in the header, or added) and by FreeSurfer: one surface."""
+    white, points = freesurfer_subject(tmp_path / "sub-01")
+    own, triangles = read_surface(white)
+    meta = {f"VolGeomC_{axis}": repr(float(c)) for axis, c in zip("RAS", CRAS, strict=True)}
+    for name, data, space in (("kept", points, 0), ("added", points + CRAS, 1)):
+        parts = [
+            nib.gifti.GiftiDataArray(
+                data.astype(np.float32),
+                "NIFTI_INTENT_POINTSET",
+                coordsys=nib.gifti.GiftiCoordSystem(space, space),
+                meta=nib.gifti.GiftiMetaData(meta),
+            ),
+            nib.gifti.GiftiDataArray(triangles, "NIFTI_INTENT_TRIANGLE"),
+        ]
+        nib.save(nib.gifti.GiftiImage(darrays=parts), tmp_path / f"hemi-L_{name}_white.surf.gii")
+        found = read_surface(tmp_path / f"hemi-L_{name}_white.surf.gii")
+        np.testing.assert_allclose(found[0], own, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["hemi-L_desc-reg_sphere.surf.gii", "lh.reg.surf.gii"])
+def test_the_centre_of_the_volume_is_not_added_to_a_sphere(tmp_path, name):
+    """mris_convert writes it into spheres as well, whose coordinates have nothing to do with it."""
+    points, triangles = ball(50)
+    meta = {f"VolGeomC_{axis}": repr(float(c)) for axis, c in zip("RAS", CRAS, strict=True)}
+    meta |= {} if "sphere" in name else {"GeometricType": "Sphere"}
+    parts = [
+        nib.gifti.GiftiDataArray(
+            (points * 100).astype(np.float32), "NIFTI_INTENT_POINTSET", meta=nib.gifti.GiftiMetaData(meta)
+        ),
+        nib.gifti.GiftiDataArray(triangles, "NIFTI_INTENT_TRIANGLE"),
+    ]
+    parts[0].coordsys = nib.gifti.GiftiCoordSystem(0, 0)
+    nib.save(nib.gifti.GiftiImage(darrays=parts), tmp_path / name)
+    np.testing.assert_allclose(read_surface(tmp_path / name)[0], points * 100, atol=1e-4)
+
+
 def test_a_mesh_comes_back_as_it_went_and_with_the_same_bytes(tmp_path):
     surface = ball(60)
     first = write_surface(tmp_path / "a_hemi-R.surf.gii", surface, "R", "midthickness")

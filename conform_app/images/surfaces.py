@@ -12,7 +12,9 @@ one coarse triangle, whose corners are the ends of their edges.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -52,15 +54,54 @@ def read_surface(path: str | Path) -> Surface:
     path = require(Path(path))
     if ".gii" in path.name:
         return _read_gifti(path)
+    return _read_freesurfer(path)
+
+
+def _read_freesurfer(path: Path) -> Surface:
+    import warnings
+
     import nibabel.freesurfer as fs
 
-    with reading(path):
+    with reading(path), warnings.catch_warnings():
+        # nibabel warns of files without a footer, and of newer footers that it reads all the same
+        warnings.simplefilter("ignore", UserWarning)
         coordinates, triangles, info = fs.read_geometry(path, read_metadata=True)
     coordinates = np.asarray(coordinates, dtype=np.float64)
-    if "sphere" not in path.name and len(info.get("cras", ())) == 3:
-        axes = np.column_stack([info["xras"], info["yras"], info["zras"]])
-        coordinates = coordinates @ (axes @ np.linalg.inv(_TKRAS)).T + np.asarray(info["cras"])
+    if "sphere" not in path.name:
+        axes, centre = _volume_of(path, info)
+        coordinates = coordinates @ (axes @ np.linalg.inv(_TKRAS)).T + centre
     return coordinates, np.asarray(triangles, dtype=np.int32)
+
+
+def _volume_of(path: Path, info: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+    """Axes (3, 3) and centre (3,) of the volume whose tkRAS a surface is in.
+
+    The footer of the surface has them; a footer that calls itself invalid, or none, leaves ``mri/orig.mgz``
+    of the same subject, from whose geometry recon-all took them.
+
+    Raises
+    ------
+    DataError
+        Neither says.
+    """
+    if str(info.get("valid", "0")).split()[0] == "1" and len(info.get("cras", ())) == 3:
+        return np.column_stack([info["xras"], info["yras"], info["zras"]]), np.asarray(info["cras"])
+    from nibabel.freesurfer import MGHImage
+
+    for name in ("orig.mgz", "brain.mgz", "T1.mgz"):
+        volume = path.resolve().parent.parent / "mri" / name
+        if volume.is_file():
+            with reading(volume):
+                header = MGHImage.load(volume).header
+            if header["goodRASFlag"] > 0:
+                return np.asarray(header["Mdc"], dtype=np.float64).T, np.asarray(
+                    header["Pxyz_c"], dtype=float
+                )
+    raise DataError(
+        f"{path} does not say where in the scanner it lies (no volume geometry), and there is no "
+        f"{path.parent.parent / 'mri' / 'orig.mgz'} that does.",
+        "Give the whole FreeSurfer subject folder, or surfaces converted with mris_convert --to-scanner.",
+    )
 
 
 def _read_gifti(path: Path) -> Surface:
@@ -75,9 +116,10 @@ def _read_gifti(path: Path) -> Surface:
             f"{path} holds no mesh (one set of points, one of triangles).", "Give a .surf.gii file."
         )
     coordinates = np.asarray(points[0].data, dtype=np.float64)
-    # mris_convert leaves the centre of the volume to be added
+    # mris_convert leaves the centre of the volume to be added; a sphere has none
     centre = np.array([float(points[0].meta.get(f"VolGeomC_{axis}", 0)) for axis in "RAS"])
-    if centre.any() and getattr(points[0].coordsys, "dataspace", 0) != _SCANNER:
+    round_one = "sphere" in path.name or points[0].meta.get("GeometricType", "").startswith("Spher")
+    if centre.any() and not round_one and getattr(points[0].coordsys, "dataspace", 0) != _SCANNER:
         coordinates = coordinates + centre
     return coordinates, np.asarray(faces[0].data, dtype=np.int32)
 
