@@ -327,8 +327,10 @@ def _dimensions(psn: Mapping[str, np.ndarray], block: int) -> dict[str, Sequence
         "signal_variance": signal,
         "noise_variance": psn[f"model_{block}_noise_var"],
         "cv_error": error[1:],
-        # the share of voxels that keep it; a Wiener filter keeps a fraction of all
-        "kept": np.clip(threshold[:, None] - index + 1, 0, 1).mean(axis=0),
+        # the share of voxels that keep it; a Wiener filter or a weighted mean has no cut
+        "kept": np.full(len(signal), np.nan)
+        if threshold.dtype.kind == "f"
+        else np.clip(threshold[:, None] - index + 1, 0, 1).mean(axis=0),
     }
 
 
@@ -373,7 +375,8 @@ def _record(
         curves["xval_trend"] = glm["xval_trend"]
     if psn_meta["mode"] != "off":
         psn = load_arrays(
-            psn_file, "model_0_signal_var", "model_0_noise_var", "model_0_cv_error", "model_0_threshold"
+            psn_file,
+            *(f"model_0_{name}" for name in ("signal_var", "noise_var", "cv_error", "chosen_error", "threshold")),
         )
         names = ("mode", "basis", "level", "criterion", "n_dims", "n_parcels", "parcels", "glm_type")
         choices["psn"] = {name: psn_meta[name] for name in names}

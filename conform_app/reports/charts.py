@@ -159,7 +159,13 @@ def pc_curve(trend: np.ndarray, chosen: int) -> Figure:
     return figure
 
 
-def psn_figure(signal: np.ndarray, noise: np.ndarray, error: np.ndarray, cut: float | None) -> Figure:
+def psn_figure(
+    signal: np.ndarray,
+    noise: np.ndarray,
+    error: np.ndarray,
+    cut: float | None,
+    chosen: float | None = None,
+) -> Figure:
     """Signal and noise variance of each dimension, and the cross-validation error of keeping the first k.
 
     Parameters
@@ -170,6 +176,8 @@ def psn_figure(signal: np.ndarray, noise: np.ndarray, error: np.ndarray, cut: fl
         Held-out squared error with 0, 1, ... dimensions; may be empty.
     cut : float or None
         Number of dimensions kept.
+    chosen : float or None
+        Held-out squared error of what was chosen instead of a cut.
     """
     panels = int(signal.size > 0) + int(error.size > 0)
     figure = new_figure(4.7 * panels, 3.0)
@@ -199,6 +207,9 @@ def psn_figure(signal: np.ndarray, noise: np.ndarray, error: np.ndarray, cut: fl
         curve.set_ylabel("error on held-out trials")
         curve.set_title("Cross-validated choice")
         _mark_cut(curve, cut)
+        if chosen is not None:
+            curve.axhline(chosen, color=WARM, linestyle=":", linewidth=1.6, label="chosen instead of a cut")
+            curve.legend()
     return figure
 
 
