@@ -42,6 +42,8 @@ class ParcelModel:
         Where the denoiser is no truncation (Wiener filter, weighted mean).
     unit_means : ndarray, (n,)
     cv_error : ndarray or None
+    chosen_error : ndarray, () or None
+        Cross-validated error of the Wiener filter or weighted mean that mode "auto" preferred to a cut.
     noise_axes, noise_axis_var : ndarray, (n_valid, q) float32 and (q,)
         Leading eigenvectors and -values of the covariance of single-trial noise.
     valid : ndarray, (n,) bool
@@ -54,6 +56,7 @@ class ParcelModel:
     operator: np.ndarray | None
     unit_means: np.ndarray
     cv_error: np.ndarray | None
+    chosen_error: np.ndarray | None
     noise_axes: np.ndarray
     noise_axis_var: np.ndarray
     valid: np.ndarray
@@ -203,6 +206,7 @@ def _model(fit: PSNResult) -> ParcelModel:
     values, vectors = eigh(
         fit.gsn.noise_cov, subset_by_index=(first, n - 1), driver="evr", check_finite=False
     )
+    preferred = fit.candidate_errors.get(fit.criterion)  # of "wiener" and "blend"
     return ParcelModel(
         axes=fit.axes.astype(np.float32),
         signal_var=fit.signal_var,
@@ -211,6 +215,7 @@ def _model(fit: PSNResult) -> ParcelModel:
         operator=fit.operator().astype(np.float32) if fit.criterion in ("wiener", "blend") else None,
         unit_means=fit.unit_means,
         cv_error=fit.cv_error,
+        chosen_error=None if preferred is None else np.asarray(preferred),
         noise_axes=np.ascontiguousarray(vectors[:, ::-1], dtype=np.float32),
         noise_axis_var=values[::-1].copy(),
         valid=fit.valid,

@@ -108,10 +108,16 @@ def psn(products: Products, book: FigureBook, brain: Brain) -> Section:
         book.add(
             section,
             "psncut",
-            psn_figure(signal if both else nothing, noise, error if validated else nothing, cut),
+            psn_figure(
+                signal if both else nothing,
+                noise,
+                error if validated else nothing,
+                cut,
+                curves.get("chosen_error") if soft else None,
+            ),
             alt="PSN: signal and noise variance by dimension, cross-validation curve"
             + (f"; kept {number(cut)}" if cut is not None else ""),
-            caption=_psn_caption(both, validated, cut, total, choice),
+            caption=_psn_caption(both, validated, cut, total, choice, "chosen_error" in curves),
         )
     else:
         section.notes.append("The record holds no spectrum of signal and noise.")
@@ -121,7 +127,12 @@ def psn(products: Products, book: FigureBook, brain: Brain) -> Section:
 
 
 def _psn_caption(
-    spectrum: bool, validated: bool, cut: float | None, total: float | None, choice: dict[str, Any]
+    spectrum: bool,
+    validated: bool,
+    cut: float | None,
+    total: float | None,
+    choice: dict[str, Any],
+    preferred: bool,
 ) -> str:
     words = []
     if spectrum:
@@ -135,7 +146,8 @@ def _psn_caption(
             " the others, against the number of dimensions kept."
         )
     if choice.get("criterion") in ("wiener", "blend"):
-        words.append(f"Chosen instead of a cut: {_SOFT[choice['criterion']]}.")
+        line = " (dotted line)" if validated and preferred else ""
+        words.append(f"Chosen instead of a cut{line}: {_SOFT[choice['criterion']]}.")
     if cut is not None:
         of = f" of {number(total)}" if total else ""
         how = "cross-validated choice" if validated else f"preset {choice.get('mode')}"
