@@ -376,7 +376,7 @@ def _record(
     if psn_meta["mode"] != "off":
         psn = load_arrays(
             psn_file,
-            *(f"model_0_{name}" for name in ("signal_var", "noise_var", "cv_error", "chosen_error", "threshold")),
+            *(f"model_0_{n}" for n in ("signal_var", "noise_var", "cv_error", "chosen_error", "threshold")),
         )
         names = ("mode", "basis", "level", "criterion", "n_dims", "n_parcels", "parcels", "glm_type")
         choices["psn"] = {name: psn_meta[name] for name in names}
