@@ -9,8 +9,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from conform_app.braincorl import Extractor, extract, open_extractor, read_features
-from conform_app.errors import DataError, FileFaultError, MissingCommandError, NoInputError, UsageError
+from conform_app.braincorl import (
+    Extractor,
+    extract,
+    open_extractor,
+    read_features,
+    unit_norm,
+    write_features,
+)
+from conform_app.errors import (
+    CannotCreateError,
+    DataError,
+    FileFaultError,
+    MissingCommandError,
+    NoInputError,
+    UsageError,
+)
 
 
 @pytest.fixture
@@ -84,6 +98,25 @@ def test_precomputed_features_are_read_with_their_names(tmp_path: Path) -> None:
         found_names, found = read_features(tmp_path / f"f.{suffix}")
         assert found_names == names
         np.testing.assert_array_equal(found, features)
+
+
+def test_written_features_are_read_here_and_by_the_command_line(tmp_path: Path) -> None:
+    from conform_app.collect.given import read_features as given
+
+    names, features = ["a", "set/b"], unit_norm(np.arange(1, 9).reshape(2, 4))
+    path = write_features(tmp_path / "features", names, features)
+    assert path == tmp_path / "features.npz"
+    found_names, found = read_features(path)
+    assert found_names == names
+    np.testing.assert_array_equal(found, features)
+    np.testing.assert_array_equal(np.array([given(path)[name] for name in names]), features)
+    for bad in (["a"], ["a", "a"]):
+        with pytest.raises(DataError, match="names"):
+            write_features(path, bad, features)
+    with pytest.raises(DataError, match="length"):
+        write_features(path, names, 2 * features)
+    with pytest.raises(CannotCreateError, match="cannot be written"):
+        write_features(tmp_path / "none" / "f.npz", names, features)
 
 
 def test_bad_files_have_their_errors(pictures: list[Path], tmp_path: Path) -> None:

@@ -39,6 +39,7 @@ _HOMES = {
     "extract": "features",
     "open_extractor": "features",
     "read_features": "features",
+    "write_features": "features",
     "category_contrast": "understanding",
     "embed_prompts": "understanding",
     "image_importance": "understanding",

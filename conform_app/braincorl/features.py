@@ -91,8 +91,9 @@ def open_extractor(spec: str, *, device: str = "cpu", allow_download: bool = Fal
 def read_features(path: Path | str, *, dataset: str = "features") -> tuple[list[str], np.ndarray]:
     """Names and features that were computed elsewhere.
 
-    ``.npz``: arrays ``names (n,)`` and ``features (n, E)``.  ``.npy``: the features, names one a line in the
-    ``.txt`` of the same stem.  ``.h5``/``.hdf5``: data sets ``names`` and ``dataset``.
+    ``.npz``: arrays ``names (n,)`` and ``values`` (or ``features``) ``(n, E)``.  ``.npy``: the features, with
+    the names one a line in the ``.txt`` of the same stem.  ``.h5``/``.hdf5``: data sets ``names`` and
+    ``dataset``.
 
     Returns
     -------
@@ -106,7 +107,8 @@ def read_features(path: Path | str, *, dataset: str = "features") -> tuple[list[
     try:
         if path.suffix == ".npz":
             with np.load(path, allow_pickle=False) as table:
-                names, features = table["names"], table["features"]
+                names = table["names"]
+                features = table["values" if "values" in table.files else "features"]
         elif path.suffix == ".npy":
             features = np.load(path, allow_pickle=False)
             names = np.array(path.with_suffix(".txt").read_text(encoding="utf-8").splitlines())
@@ -124,6 +126,30 @@ def read_features(path: Path | str, *, dataset: str = "features") -> tuple[list[
     if features.ndim != 2 or len(names) != len(features):
         raise DataError(f"{path} has {len(names)} names for features {features.shape}.", "One row per name.")
     return [str(n) for n in names], np.asarray(features, np.float32)
+
+
+def write_features(path: Path | str, names: Sequence[str], features: np.ndarray) -> Path:
+    """Names and features as ``.npz`` (``names``, ``values``), for `read_features` and ``--features``.
+
+    Raises
+    ------
+    DataError
+        Other numbers of names and rows, a name twice, features that are not unit vectors.
+    """
+    path = Path(path).with_suffix(".npz")
+    features = check_features(features)
+    if len(names) != len(features) or len(set(names)) < len(names):
+        raise DataError(
+            f"{len(names)} names ({len(set(names))} different ones) for {len(features)} features.",
+            "Give each row a name of its own.",
+        )
+    part = path.with_name(f".{path.stem}.{os.getpid()}.npz")
+    try:
+        np.savez(part, names=np.array(names, str), values=features)
+        part.replace(path)
+    except OSError as error:
+        raise CannotCreateError(f"{path} cannot be written: {error}", "Give another path.") from error
+    return path
 
 
 def extract(
