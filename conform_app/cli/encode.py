@@ -72,11 +72,14 @@ def run_encode(session: Session) -> None:
     from conform_app.encode.job import plan_encoding, write_job
     from conform_app.encode.prepare import prepared_folder
     from conform_app.encode.seal import describe_dataset
+    from conform_app.encode.write import open_grid
+    from conform_app.mosaic.collection import Collection
     from conform_app.workflows.encode import init_encode_wf
     from conform_app.workflows.execute import read_plugin, run_workflow
 
     job = _job(settings, store)
     plan = plan_encoding(job)
+    open_grid(job, Collection.open(store).n_vertices)  # what every participant would fail at
     chosen = {k: v for k, v in asdict(settings.encode).items() if k not in ("encode_target", *FILES)}
     chosen |= {name: Path(getattr(settings.encode, name) or "none").name for name in FILES}
     describe_dataset(job, chosen, digest(chosen), settings.run.overwrite)

@@ -118,6 +118,8 @@ def _sizes(output_dir: Path, store: Path | None) -> list[tuple[str, int]]:
         people = sorted((store / "participants").glob("sub-*"))
         found += [(path.relative_to(output_dir).as_posix(), _size(path)) for path in people]
     folder = output_dir / "group"
+    if (folder / "encoding").is_dir():
+        found.append(("group/encoding", _size(folder / "encoding")))
     files = sorted([*folder.glob("*.tsv"), *folder.glob("*.json"), *folder.glob("hdf5/*.hdf5")])
     return found + [(path.relative_to(output_dir).as_posix(), path.stat().st_size) for path in files]
 

@@ -89,6 +89,7 @@ class SealEncodingInputSpec(BaseInterfaceInputSpec):
 
     job_file = File(exists=True, mandatory=True, desc="what to make (JSON)")
     outcomes = InputMultiObject(File(exists=True), desc="of the participants' steps")
+    log_dir = traits.Str(nohash=True, desc="folder for the note of a failure")
 
 
 class SealEncoding(SimpleInterface):
@@ -101,7 +102,15 @@ class SealEncoding(SimpleInterface):
     def _run_interface(self, runtime: Any) -> Any:
         from conform_app.encode.seal import seal_encoding
 
-        outcomes = [json.loads(Path(path).read_text(encoding="utf-8")) for path in self.inputs.outcomes]
-        failed = [its["key"] for its in outcomes if its["state"] == "failed"]
-        self._results["out_file"] = str(seal_encoding(Path(self.inputs.job_file), failed))
+        paths = self.inputs.outcomes or ()  # nobody was left to model
+        outcomes = [json.loads(Path(path).read_text(encoding="utf-8")) for path in paths]
+        failed = sorted({its["key"] for its in outcomes if its["state"] == "failed"})
+        try:
+            self._results["out_file"] = str(seal_encoding(Path(self.inputs.job_file), failed))
+        except ConformError as error:
+            note = {"exit_code": error.exit_code, "message": error.message, "remedy": error.remedy}
+            if self.inputs.log_dir:
+                path = Path(self.inputs.log_dir) / "error-encoding.json"
+                path.write_text(json.dumps({**note, "subject": ""}, indent=2) + "\n", encoding="utf-8")
+            raise
         return runtime

@@ -50,7 +50,7 @@ def learning_curves(metrics: pd.DataFrame, metric: str, label: str) -> Figure:
         table = table.groupby(columns, sort=False)[["mean", "low", "high"]].mean().reset_index()
         people = [f"mean of {len(people)} participants"]
         table = table.assign(participant=people[0])
-    columns = min(len(people), 3)
+    columns = _columns(len(people), 3)
     rows = -(-len(people) // columns)
     figure = new_figure(2.9 * columns + 1.7, 2.5 * rows + 0.3)
     panels = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
@@ -63,13 +63,26 @@ def learning_curves(metrics: pd.DataFrame, metric: str, label: str) -> Figure:
         axes.set_axis_off()
     for axes in panels[:, 0]:
         axes.set_ylabel(label)
-    for column in range(columns):
-        last = panels[max(r for r in range(rows) if r * columns + column < len(people)), column]
-        last.set_xlabel("train images")
-        last.tick_params(labelbottom=True)
+    _label_lowest(panels, len(people), "train images")
     handles, names = panels[0, 0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside right upper")
     return figure
+
+
+def _columns(n: int, most: int) -> int:
+    """Columns for so many panels: few rows, and as few empty places as can be."""
+    if n <= most + 1:
+        return n
+    return min((most, most + 1), key=lambda c: (-(-n // c) * c - n, -c))
+
+
+def _label_lowest(panels: np.ndarray, n: int, label: str) -> None:
+    """Name the x axis under the lowest panel of each column."""
+    rows, columns = panels.shape
+    for column in range(columns):
+        last = panels[max(r for r in range(rows) if r * columns + column < n), column]
+        last.set_xlabel(label)
+        last.tick_params(labelbottom=True)
 
 
 def _curves(axes, own: pd.DataFrame, sizes: Sequence[int]) -> None:
@@ -90,9 +103,11 @@ def _curves(axes, own: pd.DataFrame, sizes: Sequence[int]) -> None:
             axes.fill_between(x, its["low"], its["high"], color=colour, alpha=0.12, linewidth=0)
     axes.set_xscale("log")
     axes.minorticks_off()
-    apart = [n for i, n in enumerate(sizes) if i == 0 or n / sizes[i - 1] > 1.25 or i == len(sizes) - 1]
-    axes.set_xticks(apart, [str(n) for n in apart])
-    axes.set_xlim(sizes[0] / 1.15, sizes[-1] * 1.15)
+    low, high = sizes[0] / 1.15, sizes[-1] * 1.15
+    ticks = [n for power in range(6) for n in (10**power, 2 * 10**power, 5 * 10**power) if low <= n <= high]
+    ticks = ticks if len(ticks) > 1 else list(sizes)
+    axes.set_xticks(ticks, [str(n) for n in ticks])
+    axes.set_xlim(low, high)
     axes.grid(axis="y", color=LINE, linewidth=0.5)
     axes.set_axisbelow(True)
 
@@ -108,7 +123,7 @@ def accuracy_maps(brain: Brain, maps: Mapping[str, np.ndarray], label: str) -> F
         Quantity, for the colour bar.
     """
     scale = diverging([values[brain.mask] for values in maps.values()])
-    columns = min(len(maps), 3)
+    columns = _columns(len(maps), 3)
     rows = -(-len(maps) // columns)
     most, wanted = (1, 1.0) if brain.kind != "volume" else (6, 1.1)
     width = 9.2 / max(columns, 2)
@@ -150,7 +165,7 @@ def against_ceiling(pairs: Mapping[str, tuple[np.ndarray, np.ndarray]], unit: st
         What a point is called.
     """
     shown = dict(list(pairs.items())[:MOST_PANELS])
-    columns = min(len(shown), 4)
+    columns = _columns(len(shown), 3)
     rows = -(-len(shown) // columns)
     figure = new_figure(2.4 * columns + 0.8, 2.5 * rows + 0.2)
     panels = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
@@ -182,8 +197,7 @@ def against_ceiling(pairs: Mapping[str, tuple[np.ndarray, np.ndarray]], unit: st
         axes.set_axis_off()
     for axes in panels[:, 0]:
         axes.set_ylabel("variance explained (%)\nsquared correlation")
-    for axes in panels[-1]:
-        axes.set_xlabel("noise ceiling (%)")
+    _label_lowest(panels, len(shown), "noise ceiling (%)")
     return figure
 
 

@@ -62,7 +62,7 @@ def init_encode_wf(
         ready = Node(Merge(len(averages)), name="ready", run_without_submitting=True)
         workflow.connect([(its, ready, [("out_file", f"in{n}")]) for n, its in enumerate(averages, 1)])
         workflow.connect([(ready, its, [("out", "before")]) for its in models])
-    last = Node(SealEncoding(job_file=str(job_file)), name="seal", mem_gb=1.0)
+    last = Node(SealEncoding(job_file=str(job_file), log_dir=str(log_dir)), name="seal", mem_gb=1.0)
     workflow.add_nodes([last])
     steps = [*averages, *models]
     if steps:
