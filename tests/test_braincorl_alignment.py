@@ -244,6 +244,10 @@ def test_bad_input_is_refused(pair) -> None:
         align(x, y[:, :30])
     with pytest.raises(DataError, match="39 names"):
         align(x, y, source_names=names[:-1], target_names=names)
+    with pytest.raises(DataError, match=r"Target betas have shape \(40,\)"):
+        align(x, y[0])
+    with pytest.raises(DataError, match=r"\(3 GiB\).*Give parcels"):
+        align(*(np.random.default_rng(0).standard_normal((30000, 6), np.float32) for _ in range(2)))
     for options in ({"method": "magic"}, {"engine": "magic"}, {"entropy": 0.0}, {"entropy": float("nan")}):
         with pytest.raises(UsageError):
             align(x, y, **options)

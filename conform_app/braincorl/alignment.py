@@ -38,6 +38,7 @@ LEAST_SHARED = 5  # images: the folds that choose a penalty
 PENALTIES = np.logspace(0, 7, 15)
 ENTROPIES = (0.01, 0.03, 0.1, 0.3)
 POOLED = 10  # voxels' worth of evidence on a penalty from all voxels together
+LARGEST_MAP = 2**29  # entries: 2 GiB
 LEAST_ENTROPY = 0.002  # exp(-1 / e) must be a number
 
 
@@ -200,12 +201,22 @@ def align(
     if source_names is not None:
         shared = shared_images(source_names, target_names, test_names=test_names)
         x, y = average_of(x, source_names, shared), average_of(y, target_names, shared)
-    x, valid_x = check_betas(x, y.shape[-1], what="Source betas")
+    if y.ndim != 2:
+        raise DataError(
+            f"Target betas have shape {y.shape}, not (voxels, images).", "Give one row per voxel."
+        )
+    x, valid_x = check_betas(x, y.shape[1], what="Source betas")
     y, valid_y = check_betas(y, x.shape[1], what="Target betas")
     _enough(x.shape[1])
     x, x_mean, x_sd = _standardised(x, valid_x)
     y, y_mean, y_sd = _standardised(y, valid_y)
     places = _places(parcels, valid_x, valid_y)
+    largest = max(s.size * t.size for s, t in places)
+    if largest > LARGEST_MAP:
+        raise DataError(
+            f"A map between so many voxels has {largest} entries ({4 * largest / 2**30:.0f} GiB).",
+            "Give parcels (regions of an atlas), and voxels are mapped within them.",
+        )
     if method == "optimal_transport" and entropy is None:
         entropy = _best_entropy(x, y, places, engine, seed)
     solve = _solver(method, engine, entropy, seed)
