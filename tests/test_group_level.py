@@ -298,7 +298,7 @@ def test_nothing_to_merge(tmp_path, capsys):
     assert "no finished participant output" in capsys.readouterr().err
 
 
-def test_participant_without_trial_table_or_with_another_length_is_refused_alone(sites, tmp_path):
+def test_participant_without_trial_table_or_with_another_length_is_refused_alone(sites, tmp_path, capsys):
     results = copy_of(sites, tmp_path)
     next((results / "results" / "Alpha" / "sub-01").rglob("*_trials.tsv")).unlink()
     path = next((results / "results" / "Beta" / "sub-01").rglob("*_trials.tsv"))
@@ -312,6 +312,12 @@ def test_participant_without_trial_table_or_with_another_length_is_refused_alone
     assert {k for k, v in found.items() if v[1] == "true"} == {
         "sub-02_Alpha", "sub-02_Beta", "sub-01_Gamma", "sub-02_Gamma",
     }  # fmt: skip
+    # one that was asked for by name fails, as a job of a cluster should
+    asked = ("--merge-step", "participants", "--participant-label", "01_Alpha")
+    capsys.readouterr()
+    assert group(sites, results, tmp_path / "asked", *asked) == 65
+    assert "sub-01_Alpha: it is refused:" in capsys.readouterr().err
+    assert not store(tmp_path / "asked").exists()
 
 
 def test_vertices_without_a_value_are_merged_and_on_record(sites, tmp_path):

@@ -61,6 +61,7 @@ def run_group(session: Session) -> int:
     work_dir = Path(settings.resources.work_dir or default_work_dir(settings.output_dir)).absolute()
     _remove(settings, found)
     plans = _plans(settings, job, found, work_dir)
+    _tell_refused(session, found)
     log_dir = settings.output_dir / "logs" / "group" / session.run_uuid
     log_dir.mkdir(parents=True, exist_ok=True)
     replace_text(log_dir / "conform.toml", to_toml(settings))
@@ -87,6 +88,22 @@ def run_group(session: Session) -> int:
         return 0
     unsealed = any(note["step"] == "seal" for note in session.notes)
     return conclude(session, 0 if unsealed else sum(done["state"] != "failed" for done in summaries))
+
+
+def _tell_refused(session: Session, found: Survey) -> None:
+    """Make a failure of each participant that was asked for by name and cannot be merged."""
+    from conform_app.collect.job import names_of
+
+    wanted = set(session.settings.inputs.participant_label)
+    for member in found.pool.members:
+        if not member.merged and wanted & names_of(member.key):
+            error = DataError(
+                f"it is {member.status}: {'; '.join(member.reasons)}.",
+                "Run its participant level again."
+                if member.status == "refused"
+                else "Merge it with --pool compliant.",
+            )
+            session.note(error, subject="", fit=member.key, step="merging")
 
 
 def _why_nobody(found: Survey) -> str:
