@@ -93,6 +93,19 @@ GROUP_HEAD = """
 """
 
 
+ENCODE_HEAD = """
+## Encoding models
+
+`conform BIDS_DIR OUTPUT_DIR group --encode MODEL` writes `group/encoding`, a BIDS-derivatives dataset of its own in
+which `sub-01` of the dataset NSD is `sub-NSD01`; `desc-` is the estimator (stacked, transformer, prior, ridge,
+fivefoldridge, groupmean). Maps are in the form of the betas. Accuracy maps and the tables of metrics, learning curves
+and images needed are there for the group too (means over participants; everybody's rows).
+
+| what | file | what it is |
+|---|---|---|
+"""
+
+
 def outputs_page() -> str:
     """Return the page of outputs as Markdown."""
     from conform_app.bids.naming import build_name, product, product_keys
@@ -105,7 +118,16 @@ def outputs_page() -> str:
         about = " ".join(filter(None, (item.description, item.long_description)))
         lines.append(f"| `{key}` | `{name}` | {item.units} | {about} |\n")
     group = [f"| `{key}` | `{name}` | {text} |\n" for key, name, text in _group_rows()]
-    return OUTPUTS_HEAD + "".join(lines) + OUTPUTS_TAIL + GROUP_HEAD + "".join(group)
+    models = [f"| `{key}` | `{name}` | {text} |\n" for key, name, text in _encode_rows()]
+    return (
+        OUTPUTS_HEAD
+        + "".join(lines)
+        + OUTPUTS_TAIL
+        + GROUP_HEAD
+        + "".join(group)
+        + ENCODE_HEAD
+        + "".join(models)
+    )
 
 
 def _group_rows() -> list[tuple[str, str, str]]:
@@ -114,6 +136,18 @@ def _group_rows() -> list[tuple[str, str, str]]:
     return [
         (key, group_name(key, "fsLR:den-91k"), row["description"]) for key, row in group_products().items()
     ]
+
+
+def _encode_rows() -> list[tuple[str, str, str]]:
+    from conform_app.bids.encoding import encode_names, encode_products
+
+    rows = []
+    for key, row in encode_products().items():
+        free = row["form"] == "map" and not row.get("desc")
+        names = encode_names(key, "sub-01_NSD", "fsLR_den-91k", "cifti", desc="stacked" if free else "")
+        units = f" Units: {row['units']}." if row.get("units") else ""
+        rows.append((key, names[0].rpartition("/")[2], row["description"] + units))
+    return rows
 
 
 PAGES = {"settings.md": settings_page, "outputs.md": outputs_page}
