@@ -60,6 +60,7 @@ METHODS_WRITE = {
     "conform_app/glmsingle/compat_files.py": {"h5py"},
     # Transforms on disk: what `save` and `load` of the public classes write and read.
     "conform_app/surface/stored.py": {"h5py"},
+    "conform_app/mosaic/video.py": {"av"},
     "conform_app/braincorl/features.py": {"h5py"},
     "conform_app/braincorl/pictures.py": {"PIL", "av"},
     "conform_app/braincorl/networks.py": {"PIL"} | (EXTRAS - {"av", "fmralign"}),

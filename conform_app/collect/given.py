@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -132,10 +133,13 @@ class Contents:
         frames in order.
     frames : dict of str to list of str
         Hash of each frame of the movies.
+    unread : int
+        Videos known by their files only, since nothing is installed that decodes them.
     """
 
     hashes: dict[str, str]
     frames: dict[str, list[str]]
+    unread: int = 0
 
 
 def hash_stimuli(folder: str | Path, names: Sequence[str]) -> Contents:
@@ -146,14 +150,18 @@ def hash_stimuli(folder: str | Path, names: Sequence[str]) -> Contents:
     folder : path
     names : sequence of str
         As the events name them: paths below the folder, file names, or names without their extension.  A
-        movie may be a folder of pictures, its frames, of that name (with or without extension).
+        movie may be a folder of pictures, its frames, of that name (with or without extension), or a video,
+        whose frames are decoded if PyAV is installed.
 
     Raises
     ------
     UsageError
         Two files of different content answer to one name.
+    FileFaultError
+        A file cannot be read, or a video not be decoded.
     """
     from conform_app.mosaic import content_hash, frame_hashes, movie_hash
+    from conform_app.mosaic.video import can_read_videos, is_video
 
     root = Path(folder)
     known: dict[str, list[Path]] = {}
@@ -166,6 +174,7 @@ def hash_stimuli(folder: str | Path, names: Sequence[str]) -> Contents:
                 known.setdefault(key, []).append(path)
     hashes: dict[str, str] = {}
     frames: dict[str, list[str]] = {}
+    unread = 0
     for name in dict.fromkeys(names):
         files = list(dict.fromkeys(known.get(name) or known.get(Path(name).name) or []))
         found = {content_hash(path) for path in files}
@@ -175,12 +184,25 @@ def hash_stimuli(folder: str | Path, names: Sequence[str]) -> Contents:
                 "Give a folder in which each stimulus has one file.",
             )
         movie = movies.get(name) or movies.get(Path(name).stem)
+        if movie is None and files and is_video(files[0]):
+            if can_read_videos():
+                frames[name] = _video(files[0], files[0].stat().st_size, files[0].stat().st_mtime_ns)
+            else:
+                unread += 1
         if movie is not None and (its := frame_hashes(movie)):
             frames[name] = its
             found = found or {movie_hash(its)}
         if found:
             hashes[name] = found.pop()
-    return Contents(hashes, frames)
+    return Contents(hashes, frames, unread)
+
+
+@functools.cache
+def _video(path: Path, size: int, changed: int) -> list[str]:
+    """Frame hashes of a video, decoded once in the life of the process."""
+    from conform_app.mosaic import frame_hashes
+
+    return frame_hashes(path)
 
 
 def features_of(dataset: str, names: Sequence[str], given: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -206,6 +206,11 @@ def _add_hashes(name: str, folder: str, frames: Sequence[pd.DataFrame], out: Gat
     for frame in frames:
         shown = [a if a != "n/a" else s for a, s in zip(frame["alias"], frame["stimulus"], strict=True)]
         frame["sha256"] = [found.get(stim, "n/a") for stim in shown]
+    if contents.unread:
+        out.warnings.append(
+            f"{name}: {contents.unread} videos are known by their files only, not by their frames: cuts "
+            "of one recording are not found. Install PyAV (pip install av), or give folders of frames."
+        )
     if len(found) < len(wanted):
         first = sorted(wanted - set(found))[0]
         out.warnings.append(

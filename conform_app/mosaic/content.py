@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from conform_app.errors import FileFaultError, NoInputError
+from conform_app.mosaic.video import is_video, video_frames
 
 _FRAME_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 
@@ -59,14 +60,24 @@ def frame_hashes(frames: Iterable[np.ndarray] | Sequence[str | Path] | str | Pat
 
     Parameters
     ----------
-    frames : folder, sequence of picture files, or iterable of arrays
-        A folder's pictures are taken in the order of their names (``STEM_frame-0001_0090.jpg``).
+    frames : video file, folder, sequence of picture files, or iterable of arrays
+        A folder's pictures are taken in the order of their names (``STEM_frame-0001_0090.jpg``).  Videos
+        need PyAV.
 
     Returns
     -------
     list of str
-        Of the decoded pixels for arrays, of the bytes for files.
+        Of the decoded pixels for arrays and videos, of the bytes for files.
+
+    Raises
+    ------
+    NoInputError
+        There is no such folder, or PyAV is not installed.
+    FileFaultError
+        A video cannot be decoded.
     """
+    if isinstance(frames, str | Path) and is_video(frames) and Path(frames).is_file():
+        return [pixel_hash(frame) for frame in video_frames(frames)]
     if isinstance(frames, str | Path):
         folder = Path(frames)
         if not folder.is_dir():
