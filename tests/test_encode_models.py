@@ -259,6 +259,21 @@ def test_a_participant_is_done_or_not(made, root, job, monkeypatch) -> None:
     assert all(target.done for target in plan_encoding(job).targets)
 
 
+def test_models_of_somebody_taken_out_of_the_collection_go(made, root, job, tmp_path) -> None:
+    from dataclasses import replace
+
+    shutil.copytree(root / "group", tmp_path / "group")
+    fewer = replace(job, output_dir=str(tmp_path), store=str(tmp_path / "group" / "store.zarr"))
+    collection = Collection.open(fewer.store)
+    collection.remove("sub-02_ONE")
+    collection.seal()
+    plan = plan_encoding(fewer)
+    assert not any(target.done for target in plan.targets)  # the others have lost a teacher
+    seal_encoding(write_job(fewer, plan, tmp_path / "work"))
+    assert not (fewer.root / "sub-ONE02").exists()
+    assert set(table(fewer.root, "metrics")["participant"]) == {"sub-01_ONE", "sub-01_TWO"}
+
+
 def test_a_write_that_fails_leaves_what_was_there(made, job, root, monkeypatch) -> None:
     import conform_app.encode.write as write
 

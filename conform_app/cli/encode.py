@@ -79,9 +79,11 @@ def run_encode(session: Session) -> None:
 
     job = _job(settings, store)
     plan = plan_encoding(job)
-    open_grid(job, Collection.open(store).n_vertices)  # what every participant would fail at
+    collection = Collection.open(store)
+    open_grid(job, collection.n_vertices)  # what every participant would fail at
     chosen = {k: v for k, v in asdict(settings.encode).items() if k not in ("encode_target", *FILES)}
     chosen |= {name: Path(getattr(settings.encode, name) or "none").name for name in FILES}
+    chosen["space"] = collection.space
     describe_dataset(job, chosen, digest(chosen), settings.run.overwrite)
     for note in plan.notes:
         LOGGER.info("%s", note)

@@ -266,5 +266,8 @@ def _importance(network: Any, features: np.ndarray, own: Prepared, out: Modelled
     some = np.unique(some)
     length = len(features) + network.sizes.registers
     block = max(1, int(2e8 / (4 * network.sizes.layers * length**2)))
-    found = image_importance(network, features, np.asarray(own.train[some][:, out.context]), block=block)
+    betas = np.asarray(own.train[some][:, out.context])
+    spread = getattr(network, "card", {}).get("beta_sd")  # betas in the unit that it knows, as in `adapt`
+    betas = betas * np.float32(spread / np.median(betas.std(axis=1)) if spread else 1.0)
+    found = image_importance(network, features, betas, block=block)
     return np.stack([np.nanmean(found, axis=0), np.nanstd(found, axis=0)])

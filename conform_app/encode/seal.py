@@ -96,6 +96,7 @@ def seal_encoding(job_file: Path, failed: Sequence[str] = ()) -> Path:
     job, plan = read_job(job_file)
     collection = Collection.open(job.store)
     sweep(job.root)
+    _leave_out_the_gone(job.root, collection.keys)
     records = read_records(job.root, collection.space, collection.keys)
     for key in SHARED:
         _stack_tables(job.root, key, list(records), collection.space)
@@ -133,6 +134,14 @@ def sweep(root: Path) -> None:
             aside.rename(place)
     for folder in root.glob(".incoming-sub-*"):
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _leave_out_the_gone(root: Path, keys: Sequence[str]) -> None:
+    """Remove the models of participants who were taken out of the collection."""
+    there = {f"sub-{subject_label(key)}" for key in keys}
+    for folder in root.glob("sub-*"):
+        if folder.name not in there:
+            shutil.rmtree(folder)
 
 
 def read_records(root: Path, space: str, keys: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -208,9 +217,3 @@ def _notes(plan: EncodePlan, records: dict[str, dict[str, Any]]) -> list[str]:
                 f"{key}: {without:,} of {of:,} vertices have no model, since their responses do not vary."
             )
     return notes
-
-
-def removed(job: EncodeJob, keys: Sequence[str]) -> None:
-    """Take the models of participants out of the dataset."""
-    for key in keys:
-        shutil.rmtree(job.root / f"sub-{subject_label(key)}", ignore_errors=True)

@@ -25,7 +25,7 @@ from conform_app.bids.naming import sidecar_name
 from conform_app.bids.provenance import write_json
 from conform_app.braincorl import category_contrast, text_query
 from conform_app.braincorl.scoring import METRICS, images_at
-from conform_app.encode.given import read_categories, read_queries
+from conform_app.encode.given import file_hash, read_categories, read_queries
 from conform_app.encode.job import EncodeJob, EncodePlan, Target
 from conform_app.encode.model import Modelled, label
 from conform_app.errors import CannotCreateError, NoInputError
@@ -292,6 +292,7 @@ def _record(
         "LearnedFrom": list(target.teachers),
         "Prior": found.prior.card | {"file": prior} if found.prior is not None else None,
         "Network": Path(settings.encode_model).name if settings.encode_model else None,
+        "NetworkSHA256": file_hash(settings.encode_model) or None,
         "Features": {"file": Path(job.features).name, "n_features": int(plan.features.shape[1])},
         "Responses": {"mean": "the mean over repeats", "psn": "averages denoised with PSN"}[
             settings.encode_betas
