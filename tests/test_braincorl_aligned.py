@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Encoding models through functional alignment: scored on the contexts and with the measures of the others."""
+"""Encoding models through functional alignment, on the contexts and with the measures of the others."""
 
 from __future__ import annotations
 
