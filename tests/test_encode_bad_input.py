@@ -7,10 +7,9 @@ import numpy as np
 import pytest
 from encode_cases import N_TEST, E, V, edit_features, make_collection, make_job
 
-from conform_app.encode.given import match_features
+from conform_app.encode.given import match_features, open_grid
 from conform_app.encode.job import plan_encoding, write_job
 from conform_app.encode.seal import prepare_step
-from conform_app.encode.write import open_grid
 from conform_app.errors import DataError, NoInputError, UsageError
 
 pytest.importorskip("zarr")
@@ -208,7 +207,18 @@ def test_files_that_do_not_fit(root, option, content, error, code, words) -> Non
         np.savez(path, **content)
     elif content is not None:
         path.write_text(content)
-    refused(make_job(root, **{f"encode_{option}": str(path)}), error, code, words)
+    given = (str(path),) if option == "regions" else str(path)
+    refused(make_job(root, **{f"encode_{option}": given}), error, code, words)
+
+
+def test_an_atlas_on_another_grid(root) -> None:
+    from conform_app.images import Grid, write_maps
+
+    grid = Grid("gifti", (10, 10), structures=("CortexLeft", "CortexRight"))
+    paths = [root / f"hemi-{h}_dseg.label.gii" for h in "LR"]
+    write_maps(grid, paths, np.arange(20) % 4, intent="label")
+    job = make_job(root, encode_regions=tuple(map(str, paths)))
+    refused(job, DataError, 65, "10 vertices a hemisphere, the data have 40")
 
 
 def test_no_noise_ceiling_to_select_by(root, tmp_path) -> None:
@@ -223,4 +233,4 @@ def test_maps_need_an_image_on_the_grid(root) -> None:
 
     job = replace(make_job(root), geometry=((str(root / "gone.gii"),),))
     with pytest.raises(NoInputError, match="one image on the collection's grid"):
-        open_grid(job, V)
+        open_grid(job.geometry, V)

@@ -54,10 +54,11 @@ def root(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def job(root):
-    names = ("regions.tsv", "queries.npz", "categories.tsv")
-    return make_job(
-        root, **{f"encode_{name.partition('.')[0]}": str(root / name) for name in names}
-    )  # fmt: skip
+    given = {
+        f"encode_{name}": str(root / f"{name}.{end}")
+        for name, end in (("queries", "npz"), ("categories", "tsv"))
+    }
+    return make_job(root, encode_regions=(str(root / "regions.tsv"),), **given)
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from conform_app.settings import Settings
 if TYPE_CHECKING:
     from conform_app.encode.job import EncodeJob
 
-FILES = ("encode_model", "encode_prior", "encode_regions", "encode_queries", "encode_categories")
+FILES = ("encode_model", "encode_prior", "encode_queries", "encode_categories")
 
 
 def check_encode(settings: Settings) -> None:
@@ -37,8 +37,9 @@ def check_encode(settings: Settings) -> None:
         raise UsageError("--encode needs features of the stimuli.", "Give --features FILE.")
     if chosen.encode == "transformer" and chosen.encode_model is None:
         raise UsageError("--encode transformer needs a network.", "Give --encode-model, or --encode stacked.")
-    for name in FILES:
-        path = getattr(chosen, name)
+    given = [(name, getattr(chosen, name)) for name in FILES]
+    given += [("encode_regions", path) for path in chosen.encode_regions]
+    for name, path in given:
         if path is not None and not Path(path).is_file():
             raise NoInputError(f"--{name.replace('_', '-')}: there is no {path}.", "Correct the path.")
 
@@ -68,11 +69,10 @@ def run_encode(session: Session) -> None:
     store = _store(settings)
     if settings.encode.encode == "none" or settings.group.merge_step == "participants" or store is None:
         return
-    from conform_app.encode.given import digest
+    from conform_app.encode.given import digest, open_grid
     from conform_app.encode.job import plan_encoding, write_job
     from conform_app.encode.prepare import prepared_folder
     from conform_app.encode.seal import describe_dataset
-    from conform_app.encode.write import open_grid
     from conform_app.mosaic.collection import Collection
     from conform_app.workflows.encode import init_encode_wf
     from conform_app.workflows.execute import read_plugin, run_workflow
@@ -80,9 +80,10 @@ def run_encode(session: Session) -> None:
     job = _job(settings, store)
     plan = plan_encoding(job)
     collection = Collection.open(store)
-    open_grid(job, collection.n_vertices)  # what every participant would fail at
+    open_grid(job.geometry, collection.n_vertices)  # what every participant would fail at
     chosen = {k: v for k, v in asdict(settings.encode).items() if k not in ("encode_target", *FILES)}
     chosen |= {name: Path(getattr(settings.encode, name) or "none").name for name in FILES}
+    chosen["encode_regions"] = [Path(path).name for path in settings.encode.encode_regions]
     chosen["space"] = collection.space
     describe_dataset(job, chosen, digest(chosen), settings.run.overwrite)
     for note in plan.notes:

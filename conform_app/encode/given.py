@@ -12,6 +12,9 @@ import numpy as np
 
 from conform_app.braincorl.checks import UNIT
 from conform_app.errors import DataError, NoInputError
+from conform_app.images import MapRows
+from conform_app.images.atlas import read_labels
+from conform_app.images.atlasnames import label_names
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -89,23 +92,61 @@ def _checked(vectors: Sequence[np.ndarray], stimuli: Sequence[str]) -> np.ndarra
     return values
 
 
-def read_regions(path: str | None, n_vertices: int) -> dict[str, np.ndarray]:
-    """Masks of the regions, in the order of their first vertex; none without a file.
+def open_grid(geometry: Sequence[Sequence[str]], n_vertices: int) -> Any:
+    """Grid of the collection, from the first image on it that is still there.
 
     Raises
     ------
-    NoInputError, DataError
-        No such file; no column ``label``; another number of rows than vertices; no vertex with a label.
+    NoInputError
+        None is.
     """
-    if path is None:
+    for files in geometry:
+        paths = [Path(name) for name in files]
+        if paths and all(path.is_file() for path in paths):
+            grid = MapRows(paths).grid
+            if grid.n_points == n_vertices:
+                return grid
+    raise NoInputError(
+        "No participant's output is where it was: maps need one image on the collection's grid.",
+        "Name the participants' outputs with -d.",
+    )
+
+
+def read_regions(
+    files: Sequence[str], n_vertices: int, geometry: Sequence[Sequence[str]] = ()
+) -> dict[str, np.ndarray]:
+    """Masks of the regions, in the order of their first vertex; none without a file.
+
+    Parameters
+    ----------
+    files : sequence of str
+        A table, or an atlas.
+    n_vertices : int
+    geometry : sequence of sequence of str
+        Images on the collection's grid, for an atlas.
+
+    Raises
+    ------
+    NoInputError, FileFaultError
+        No such file, or one that cannot be read.
+    DataError
+        No column ``label``; another number of rows than vertices, another grid; no vertex with a label.
+    """
+    if not files:
         return {}
-    table = read_table(path, "encode-regions", ("label",))
-    if len(table) != n_vertices:
-        raise DataError(
-            f"--encode-regions {path} has {len(table)} rows, the collection {n_vertices} vertices.",
-            "Give one row for each vertex, in order (n/a where there is no region).",
-        )
-    labels = table["label"].to_numpy(str)
+    path = files[0]
+    if path.endswith((".tsv", ".txt")):
+        table = read_table(path, "encode-regions", ("label",))
+        if len(table) != n_vertices:
+            raise DataError(
+                f"--encode-regions {path} has {len(table)} rows, the collection {n_vertices} vertices.",
+                "Give one row for each vertex, in order (n/a where there is no region).",
+            )
+        labels = table["label"].to_numpy(str)
+    else:
+        numbers = read_labels(files, open_grid(geometry, n_vertices))
+        names = label_names(files)
+        labels = np.array(["n/a" if n == 0 else names.get(int(n), f"label {n}") for n in numbers])
     found = {str(name): labels == name for name in dict.fromkeys(labels) if name.lower() not in NONE}
     if not found or "all" in found:
         what = "has a region named 'all'" if found else "has no label"

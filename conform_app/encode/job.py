@@ -253,13 +253,13 @@ def _checked_inputs(job: EncodeJob, plan: EncodePlan, n_vertices: int) -> dict[s
         ]
     if min(settings.encode_context, default=2) < 2 or settings.encode_repeats < 1:
         raise UsageError("Contexts need two images and one repeat at least.", "Correct --encode-context.")
-    read_regions(settings.encode_regions, n_vertices)
+    read_regions(settings.encode_regions, n_vertices, job.geometry)
     read_queries(settings.encode_queries, width)
     read_categories(settings.encode_categories, plan.stimuli)
-    options = ("encode_model", "encode_prior", "encode_regions", "encode_queries", "encode_categories")
-    return {name: file_hash(getattr(settings, name)) for name in options} | {
-        f"taught {option}": " ".join(names) for option, names in taught.items()
-    }
+    options = ("encode_model", "encode_prior", "encode_queries", "encode_categories")
+    hashes = {name: file_hash(getattr(settings, name)) for name in options}
+    hashes["encode_regions"] = " ".join(file_hash(path) for path in settings.encode_regions)
+    return hashes | {f"taught {option}": " ".join(names) for option, names in taught.items()}
 
 
 def _same_width(option: str, there: int, given: int) -> None:

@@ -102,7 +102,7 @@ def model_target(
     features = {"train": plan.rows(person.train), "test": plan.rows(person.test)}
     prior = _prior(job, plan, target, people)
     network = _network(job)
-    regions = read_regions(job.settings.encode_regions, _n_vertices(job))
+    regions = read_regions(job.settings.encode_regions, _n_vertices(job), job.geometry)
     masks = {"all": np.ones(len(own.vertices), bool)}
     masks |= {name: mask[own.vertices] for name, mask in regions.items()}
     out = Modelled(own.vertices, Scorer(len(person.test), masks), prior=prior)

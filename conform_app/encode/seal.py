@@ -23,10 +23,11 @@ from conform_app.bids.encoding import (
 )
 from conform_app.bids.naming import sidecar_name
 from conform_app.bids.provenance import write_json, write_text
+from conform_app.encode.given import open_grid
 from conform_app.encode.job import EncodeJob, EncodePlan, methods_of, read_job
 from conform_app.encode.model import model_target
 from conform_app.encode.prepare import open_prepared, prepare, prepared_folder
-from conform_app.encode.write import Writer, open_grid, write_target
+from conform_app.encode.write import Writer, write_target
 from conform_app.images import read_maps
 
 SUMMARY = "desc-encoding_summary.json"
@@ -46,7 +47,7 @@ def target_step(job_file: Path, key: str, scratch: Path) -> Path:
     target = next(its for its in plan.targets if its.key == key)
     space = Collection.open(job.store).space
     if not target.done:
-        grid = open_grid(job, Collection.open(job.store).n_vertices)
+        grid = open_grid(job.geometry, Collection.open(job.store).n_vertices)
         people = {
             name: open_prepared(prepared_folder(job, plan, name), name) for name in (key, *target.teachers)
         }
@@ -100,7 +101,7 @@ def seal_encoding(job_file: Path, failed: Sequence[str] = ()) -> Path:
     records = read_records(job.root, collection.space, collection.keys)
     for key in SHARED:
         _stack_tables(job.root, key, list(records), collection.space)
-    grid = open_grid(job, collection.n_vertices)
+    grid = open_grid(job.geometry, collection.n_vertices)
     _mean_maps(job.root, records, collection.space, grid)
     finish_dataset(
         job.root,

@@ -28,31 +28,11 @@ from conform_app.braincorl.scoring import METRICS, images_at
 from conform_app.encode.given import file_hash, read_categories, read_queries
 from conform_app.encode.job import EncodeJob, EncodePlan, Target
 from conform_app.encode.model import Modelled, label
-from conform_app.errors import CannotCreateError, NoInputError
-from conform_app.images import MapRows, write_maps
+from conform_app.errors import CannotCreateError
+from conform_app.images import write_maps
 
 MOST_MAPPED = 1000
 """Test images whose predictions are mapped, at most."""
-
-
-def open_grid(job: EncodeJob, n_vertices: int) -> Any:
-    """Grid of the collection, from the first image on it that is still there.
-
-    Raises
-    ------
-    NoInputError
-        None is.
-    """
-    for files in job.geometry:
-        paths = [Path(name) for name in files]
-        if paths and all(path.is_file() for path in paths):
-            grid = MapRows(paths).grid
-            if grid.n_points == n_vertices:
-                return grid
-    raise NoInputError(
-        "No participant's output is where it was: maps need one image on the collection's grid.",
-        "Name the participants' outputs with -d.",
-    )
 
 
 @contextmanager

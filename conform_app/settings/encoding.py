@@ -61,10 +61,12 @@ class EncodeSettings:
         kind="float",
         metavar="PERCENT",
     )
-    encode_regions: str | None = option(
-        None,
-        "regions for the tables: TSV with a row a vertex of the collection and the column label (n/a: none)",
+    encode_regions: tuple[str, ...] = option(
+        (),
+        "regions for the tables: an atlas in the space of the collection (.dlabel.nii, one .label.gii a "
+        "hemisphere, or NIfTI), or a TSV with a row a vertex and the column label (n/a: none)",
         kind="path",
+        many=True,
         metavar="FILE",
     )
     encode_queries: str | None = option(
