@@ -71,6 +71,19 @@ def test_with_true_weights_and_no_noise_the_new_participants_model_is_found(stud
     np.testing.assert_allclose(fitted.gain, 1, atol=0.05)
 
 
+def test_the_gain_is_right_where_images_are_few(study: dict) -> None:
+    """Predictions of new images are neither too large nor too small: their best common factor is near 1."""
+    average = fit_aligned(study["people"], weights=study["weights"])
+    truth = study["truth"] - study["truth"].mean(axis=1, keepdims=True)
+    factors = []
+    for start in range(0, 120, 20):
+        images = slice(start, start + 20)
+        predicted = average.adapt(study["shared"][images], study["betas"][:, images]).predict(study["test"])
+        predicted = predicted - predicted.mean(axis=1, keepdims=True)
+        factors.append((predicted * truth).sum() / (predicted**2).sum())
+    assert 0.75 < np.median(factors) < 1.33
+
+
 def test_the_curve_stands_on_the_contexts_of_the_others(study: dict, monkeypatch) -> None:
     import conform_app.braincorl.evaluation as evaluation
     from conform_app.braincorl.aligned import AlignedAverage

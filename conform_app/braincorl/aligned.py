@@ -164,16 +164,17 @@ class AlignedAverage:
 
     def _gain(self, features, betas, valid, parcels, n_folds: int, seed: int) -> np.ndarray:
         """Slope of betas on predictions for held-out images, (n_voxels,); 1 where there are too few."""
-        predicted = np.zeros(betas.shape)
+        # Both as differences from the fitted images' mean: held-out images pull a mean of all to their side.
+        p, y = np.zeros(betas.shape), np.zeros(betas.shape)
         for test in folds_of(len(features), n_folds, seed + 1):
             keep = np.setdiff1d(np.arange(len(features)), test)
             parts = self._carried(features, betas, keep, parcels, seed)
             if not parts:
                 return np.ones(len(betas))
             weights = np.mean(list(parts.values()), axis=0)
-            predicted[:, test] = weights[:, :-1] @ features[test].T + weights[:, -1:]
-        y = betas[valid] - betas[valid].mean(axis=1, keepdims=True)
-        p = predicted[valid] - betas[valid].mean(axis=1, keepdims=True)
+            p[:, test] = weights[:, :-1] @ (features[test] - features[keep].mean(axis=0)).T
+            y[:, test] = betas[:, test] - betas[:, keep].mean(axis=1, keepdims=True)
+        p, y = p[valid], y[valid]
         p[~np.isfinite(p).all(axis=1)] = 0
         spread = (y**2).sum(axis=1)
         both, own = (p * y).sum(axis=1) / spread, (p**2).sum(axis=1) / spread
