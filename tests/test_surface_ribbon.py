@@ -14,12 +14,13 @@ SHAPE = (14, 13, 15)
 MIDDLE = np.array([6.37, 6.11, 7.23])
 
 
-def shell(inner: float = 3.1, outer: float = 5.3, levels: int = 1, seed: int = 0):
+def shell(inner: float = 3.1, outer: float = 5.3, levels: int = 1, seed: int = 0, twist: float = 0.0):
     """A bumpy hollow ball in voxels: inner and outer coordinates and triangles."""
     x, t = icosphere(levels)
     rng = np.random.default_rng(seed)
-    bumps = 1 + 0.05 * rng.standard_normal((2, len(x), 1))
-    return MIDDLE + inner * bumps[0] * x, MIDDLE + outer * bumps[1] * x, t
+    factor = 1 + 0.05 * rng.standard_normal((2, len(x), 1))
+    turn = np.array([[np.cos(twist), -np.sin(twist), 0], [np.sin(twist), np.cos(twist), 0], [0, 0, 1]])
+    return MIDDLE + inner * factor[0] * x, MIDDLE + outer * factor[1] * x @ turn.T, t
 
 
 def crosses(point: np.ndarray, direction: np.ndarray, corners: np.ndarray) -> int:
@@ -43,23 +44,42 @@ def column(inner, outer, triangles, vertex: int, state: int) -> np.ndarray:
     return np.array(faces)
 
 
-@pytest.mark.parametrize("subdivisions", [1, 2, 3])
-def test_weights_are_the_definition(subdivisions):
-    inner, outer, triangles = shell()
+def walls_of(inner, outer, triangles, vertex: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Each wall of the polyhedron of a vertex, split along one diagonal and along the other."""
+    walls = []
+    for t in triangles[(triangles == vertex).any(1)]:
+        a, b = np.roll(t, -int(np.flatnonzero(t == vertex)[0]))[1:]
+        first = [(inner[a], inner[b], outer[b]), (inner[a], outer[b], outer[a])]
+        second = [(inner[a], inner[b], outer[a]), (inner[b], outer[b], outer[a])]
+        walls.append((np.array(first), np.array(second)))
+    return walls
+
+
+@pytest.mark.parametrize(("subdivisions", "twist"), [(1, 0.0), (2, 0.0), (3, 0.0), (3, 1.2)])
+def test_weights_are_the_definition(subdivisions, twist):
+    """Inside counts 1, between the two splits of any wall 1/2; twisted walls have points in two such gaps."""
+    inner, outer, triangles = shell(twist=twist)
     got = ribbon_weights(inner, outer, triangles, SHAPE, subdivisions).toarray()
     offsets = (np.arange(subdivisions) + 0.5) / subdivisions - 0.5
     ray = np.array([0.311, -0.577, 0.755])  # not along any axis: independent of how lines are scanned
-    for vertex in (0, 5, 17, 40):
+    in_two = 0
+    for vertex in (0, 5, 17, 40) if twist == 0 else (1, 40):
         want = np.zeros(SHAPE)
-        polyhedra = [column(inner, outer, triangles, vertex, state) for state in (0, 1)]
-        low = np.floor(polyhedra[0].reshape(-1, 3).min(0)).astype(int)
-        high = np.ceil(polyhedra[0].reshape(-1, 3).max(0)).astype(int) + 1
+        polyhedron, walls = (
+            column(inner, outer, triangles, vertex, 0),
+            walls_of(inner, outer, triangles, vertex),
+        )
+        low = np.floor(polyhedron.reshape(-1, 3).min(0)).astype(int)
+        high = np.ceil(polyhedron.reshape(-1, 3).max(0)).astype(int) + 1
         boxes = (range(max(a, 0), min(b, n)) for a, b, n in zip(low, high, SHAPE, strict=True))
         for voxel in itertools.product(*boxes):
             for offset in itertools.product(offsets, repeat=3):
                 centre = np.array(voxel) + offset
-                want[voxel] += sum(crosses(centre, ray, p) % 2 for p in polyhedra) / 2
+                gaps = sum((crosses(centre, ray, a) + crosses(centre, ray, b)) % 2 for a, b in walls)
+                want[voxel] += 0.5 if gaps else crosses(centre, ray, polyhedron) % 2
+                in_two += gaps > 1
         np.testing.assert_allclose(got[vertex], want.ravel() / subdivisions**3, atol=1e-12)
+    assert (in_two > 0) == (twist > 0)
 
 
 def volume_of(coordinates, triangles) -> float:

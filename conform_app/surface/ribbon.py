@@ -3,13 +3,15 @@
 
 The piece of vertex v is a polyhedron: the triangles around v on the inner surface, the same on the outer
 surface, and a side wall over each edge opposite v.  A wall's four corners lie in no plane; it is split along
-one diagonal or along the other, which gives two polyhedra A and B, and each of them counts half.  With
-``thin`` columns only the third of each triangle next to v is used (edge midpoints and centroids), so that the
-pieces of neighbours do not overlap.
+one diagonal or along the other.  Both splits of all walls at once give two polyhedra A and B; a point between
+the two splits of any wall (in the wall's tetrahedron) counts half.  With ``thin`` columns only the third of
+each triangle next to v is used (edge midpoints and centroids), so that pieces of neighbours do not overlap.
 
-Each voxel is split into s x s x s pieces, and the weight of a voxel is the fraction of piece centres inside:
+Each voxel is split into s x s x s pieces, and the weight of a voxel is the mean over its piece centres:
 
-    w(v, voxel) = sum over centres c of (in_A(c) + in_B(c)) / (2 s^3).
+    w(v, voxel) = sum over centres c of m(c) / s^3,   m = 1/2 in a tetrahedron, else in_A = in_B.
+
+In one tetrahedron (or three), in_A and in_B differ, so their mean is m; in two they agree, and m is set.
 
 Inside is found by scan conversion.  In coordinates where the centres are the integers, every face is drawn
 into the (i, j) plane once, with the height k at which the line of each integer (i, j) meets it.  The meetings
@@ -44,12 +46,15 @@ class _Walls:
         Face ``face[u]`` bounds the polyhedron of vertex ``owner[u]``.
     state : ndarray, (n_uses,) int8
         0: in A alone, 1: in B alone, 2: in both.
+    wall : ndarray, (n_faces,) int64
+        Number of the wall (tetrahedron) that a face belongs to, -1 for caps.
     """
 
     corners: np.ndarray
     face: np.ndarray
     owner: np.ndarray
     state: np.ndarray
+    wall: np.ndarray
 
 
 def ribbon_weights(
@@ -84,11 +89,19 @@ def ribbon_weights(
     fine_in, fine_out = (s * (x + 0.5) - 0.5 for x in (inner, outer))
     walls = _thin_walls(fine_in, fine_out, triangles) if thin else _thick_walls(fine_in, fine_out, triangles)
     face, line, height = _meetings(walls.corners, (s * shape[0], s * shape[1]))
+    depth, lines = s * shape[2], s * s * shape[0] * shape[1]
+    halves = _in_two_tetrahedra(walls, face, line, height, lines, depth)
     owner, line, height, state = _uses(walls, face, line, height)
-    parts = [_inside(owner, line, height, (state == a) | (state == 2), shape, s) for a in (0, 1)]
-    vertex, voxel = (np.concatenate(p) for p in zip(*parts, strict=True))
-    weights = np.full(len(vertex), 0.5 / s**3)
-    return sparse.csr_matrix((weights, (vertex, voxel)), shape=(len(inner), int(np.prod(shape))))
+    column = owner * lines + line
+    runs = [_inside(column[use], height[use], depth) for use in (state != 1, state != 0)]
+    vertex, voxel = (
+        np.concatenate(p) for p in zip(*(_voxels(run, lines, shape, s) for run in runs), strict=True)
+    )
+    extra = _voxels((halves // depth, halves % depth, np.ones_like(halves)), lines, shape, s)
+    half = np.where(_among(halves, runs[0], depth), -0.5, 0.5)
+    weights = np.concatenate([np.full(len(vertex), 0.5), half]) / s**3
+    at = np.concatenate([vertex, extra[0]]), np.concatenate([voxel, extra[1]])
+    return sparse.csr_matrix((weights, at), shape=(len(inner), int(np.prod(shape))))
 
 
 def _thick_walls(inner: np.ndarray, outer: np.ndarray, triangles: np.ndarray) -> _Walls:
@@ -112,8 +125,9 @@ def _thick_walls(inner: np.ndarray, outer: np.ndarray, triangles: np.ndarray) ->
     face = [caps, m + caps] + [2 * m + wall + k * len(edges) for k in range(4)]
     state = [np.full(6 * m, 2), flips, flips, ~flips, ~flips]
     owners = [opposite, opposite] + [owner] * 4
+    number = np.concatenate([np.full(2 * m, -1), np.tile(np.arange(len(edges)), 4)])
     return _Walls(
-        corners, np.concatenate(face), np.concatenate(owners), np.concatenate(state).astype(np.int8)
+        corners, np.concatenate(face), np.concatenate(owners), np.concatenate(state).astype(np.int8), number
     )
 
 
@@ -121,13 +135,15 @@ def _thin_walls(inner: np.ndarray, outer: np.ndarray, triangles: np.ndarray) -> 
     """Polyhedra of the part of each triangle next to its vertex; walls stand on midpoint-centroid lines."""
     corners: list[np.ndarray] = []
     uses: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
-    total = 0
+    numbers: list[np.ndarray] = []
+    total = n_walls = 0
 
-    def add(faces: np.ndarray, *owners: tuple[np.ndarray, int]) -> None:
+    def add(faces: np.ndarray, *owners: tuple[np.ndarray, int], of_wall: bool = False) -> None:
         nonlocal total
         for of, state in owners:
             uses.append((total + np.arange(len(faces)), of, np.full(len(faces), state)))
         corners.append(faces)
+        numbers.append(n_walls + np.arange(len(faces)) if of_wall else np.full(len(faces), -1))
         total += len(faces)
 
     surfaces = (inner, outer)
@@ -140,15 +156,17 @@ def _thin_walls(inner: np.ndarray, outer: np.ndarray, triangles: np.ndarray) -> 
                 add(np.stack([x[of], mid, cen], 1), (of, 2))
         # Round v the wall runs from the midpoint to the centroid, round w the other way.
         for side, state in zip(_split(middle[0], centre[0], middle[1], centre[1]), (0, 0, 1, 1), strict=True):
-            add(side, (v, state), (w, 1 - state))
+            add(side, (v, state), (w, 1 - state), of_wall=True)
+        n_walls += len(v)
     edges, _, count = _edges(triangles)
     p, q = edges[count == 1].T
     for of, to in ((p, q), (q, p)):
         half = [(x[of] + x[to]) / 2 for x in surfaces]
         for side, state in zip(_split(inner[of], half[0], outer[of], half[1]), (0, 0, 1, 1), strict=True):
-            add(side, (of, state))
+            add(side, (of, state), of_wall=True)
+        n_walls += len(of)
     face, owner, state = (np.concatenate(x) for x in zip(*uses, strict=True))
-    return _Walls(np.concatenate(corners), face, owner, state.astype(np.int8))
+    return _Walls(np.concatenate(corners), face, owner, state.astype(np.int8), np.concatenate(numbers))
 
 
 def _split(a_in: np.ndarray, b_in: np.ndarray, a_out: np.ndarray, b_out: np.ndarray) -> list[np.ndarray]:
@@ -243,22 +261,62 @@ def _uses(
     return walls.owner[use], line[at], height[at], walls.state[use]
 
 
-def _inside(
-    owner: np.ndarray,
-    line: np.ndarray,
-    height: np.ndarray,
-    keep: np.ndarray,
-    shape: tuple[int, int, int],
-    s: int,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Vertex and voxel of every piece centre inside a polyhedron, by the parity of its meetings."""
-    owner, line, height = owner[keep], line[keep], height[keep]
-    order = np.lexsort((height, line, owner))
-    owner, line, height = owner[order], line[order], height[order]
-    k = np.clip(np.ceil(height), 0, s * shape[2]).astype(np.int64)
+_Runs = tuple[np.ndarray, np.ndarray, np.ndarray]  # column (polyhedron and line), first k, number of k's
+
+
+def _inside(column: np.ndarray, height: np.ndarray, depth: int) -> _Runs:
+    """Runs of piece centres inside polyhedra, in order, by the parity of the meetings in each column."""
+    order = np.lexsort((height, column))
+    column = column[order]
+    k = np.clip(np.ceil(height[order]), 0, depth).astype(np.int64)
     # A closed polyhedron meets every line an even number of times: each two neighbours are way in, way out.
     first, n = k[0::2], k[1::2] - k[0::2]
-    owner, line = np.repeat(owner[0::2], n), np.repeat(line[0::2], n)
-    k = np.arange(len(owner)) - np.repeat(np.cumsum(n) - n, n) + np.repeat(first, n)
+    some = n > 0
+    return column[0::2][some], first[some], n[some]
+
+
+def _each(runs: _Runs) -> tuple[np.ndarray, np.ndarray]:
+    """Column and k of every piece centre."""
+    column, first, n = runs
+    k = np.arange(n.sum()) - np.repeat(np.cumsum(n) - n - first, n)
+    return np.repeat(column, n), k
+
+
+def _voxels(runs: _Runs, lines: int, shape: tuple[int, int, int], s: int) -> tuple[np.ndarray, np.ndarray]:
+    """Vertex and voxel of every piece centre."""
+    column, first, n = runs
+    vertex, line = np.divmod(column, lines)
     i, j = np.divmod(line, s * shape[1])
-    return owner, ((i // s) * shape[1] + j // s) * shape[2] + k // s
+    start, k = _each((((i // s) * shape[1] + j // s) * shape[2], first, n))
+    return np.repeat(vertex, n), start + k // s
+
+
+def _in_two_tetrahedra(
+    walls: _Walls, face: np.ndarray, line: np.ndarray, height: np.ndarray, lines: int, depth: int
+) -> np.ndarray:
+    """Piece centres in an even number, not 0, of the tetrahedra of a vertex's walls: ``column depth + k``."""
+    wall = walls.wall[face]
+    use = wall >= 0
+    column, k = _each(_inside(wall[use] * lines + line[use], height[use], depth))
+    wall, line = np.divmod(column, lines)
+    busy = np.zeros(int(walls.wall.max()) + 1, bool)
+    busy[wall] = True
+    of = walls.wall[walls.face]
+    owned = np.flatnonzero((of >= 0) & busy[of])
+    n_vertices = int(walls.owner.max()) + 1
+    # the four faces of a wall bound the same polyhedra
+    of, owner = np.divmod(np.unique(of[owned] * n_vertices + walls.owner[owned]), n_vertices)
+    start = np.searchsorted(of, wall, "left")
+    n = np.searchsorted(of, wall, "right") - start
+    at = np.arange(n.sum()) - np.repeat(np.cumsum(n) - n - start, n)
+    points = (owner[at] * lines + np.repeat(line, n)) * depth + np.repeat(k, n)
+    points, count = np.unique(points, return_counts=True)
+    return points[count % 2 == 0]
+
+
+def _among(points: np.ndarray, runs: _Runs, depth: int) -> np.ndarray:
+    """Which points (``column depth + k``) lie in runs, (n_points,) bool."""
+    column, first, n = runs
+    start = column * depth + first
+    at = np.searchsorted(start, points, "right") - 1
+    return (at >= 0) & (points < (start + n)[at])
