@@ -12,7 +12,7 @@ from psn_cases import BUNDLED, error, load_case, relative, simulate
 
 from conform_app.errors import DataError, UsageError
 from conform_app.psn import PSN, fit_gsn, fit_parcels, fit_psn, fit_sample_space
-from conform_app.psn.heldout import held_out
+from conform_app.psn.heldout import HeldOut, held_out
 from conform_app.psn.parcels import bisect, from_labels
 
 
@@ -135,6 +135,39 @@ def test_held_out_reliability_survives_a_voxel_without_trials():
     none = held_out(data[:, :, :2], np.zeros(40, int), {})
     assert np.isnan(none.error_before)
     assert "too few repeats" in none.account()[0]
+
+
+def test_voxels_left_flat_count_as_uncorrelated():
+    _, data = simulate(40, 60, 4, noise=10.0)
+    parcel = np.zeros(40, int)
+
+    class Flat:
+        def __init__(self, data):
+            self.averages = np.nanmean(data, axis=2)
+            self.denoised = self.averages.copy()
+            self.denoised[:10] = 0.0
+
+    whole = held_out(data, parcel, lambda data, parcel: Flat(data))
+    assert np.isnan(whole.reliability[:10]).all()
+    np.testing.assert_allclose(whole.reliability[10:], whole.before[10:])
+    said = whole.account()[0]
+    assert "25 % of the voxels were left flat" in said
+    counted = np.where(np.arange(40) < 10, 0.0, whole.before)
+    assert f"went from {np.median(whole.before):.2f} to {np.median(counted):.2f}" in said
+
+
+@pytest.mark.parametrize(
+    ("after", "words"),
+    [
+        (1.004, "rose by less than 1 %"),
+        (0.997, "fell by less than 1 %"),
+        (1.2, "rose by 20 %"),
+        (1.0, "did not"),
+    ],
+)
+def test_a_small_change_is_not_called_zero(after, words):
+    nothing = np.full(3, np.nan, np.float32)
+    assert words in HeldOut(nothing, nothing, 1.0, after).account()[0]
 
 
 def test_estimator_follows_scikit_learn():

@@ -155,6 +155,11 @@ def test_few_trials_for_each_average_are_denoised_harder():
     assert one.var(axis=1).sum() < many.var(axis=1).sum()
 
 
+def test_few_conditions_are_said_of_the_units():
+    _, data = simulate(120, 6, 3)
+    assert any("6 conditions for 120 units" in sentence for sentence in fit_wide(data).account)
+
+
 def test_block_size_changes_nothing(monkeypatch):
     _, data = simulate(120, 15, 3)
     whole = fit_wide(data)

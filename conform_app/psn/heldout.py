@@ -25,7 +25,7 @@ class HeldOut:
     Attributes
     ----------
     before, reliability : ndarray of shape (n_voxels,), float32
-        Correlation over conditions, of raw and of denoised averages.
+        Correlation over conditions, of raw and of denoised averages; NaN where they do not vary.
     error_before, error_after : float
         Mean squared difference, of raw and of denoised averages, in the squared unit of the responses.
     """
@@ -42,11 +42,15 @@ class HeldOut:
         change = 100 * (self.error_after / self.error_before - 1)
         size = f"{abs(change):.0f} %" if abs(change) >= 1 else "less than 1 %"
         change = f"{'rose' if change > 0 else 'fell'} by {size}" if change else "did not change"
-        both = np.isfinite(self.before) & np.isfinite(self.reliability)
+        known = np.isfinite(self.before)
         r = ""
-        if both.any():
-            medians = np.median(self.before[both]), np.median(self.reliability[both])
+        if known.any():
+            after = np.nan_to_num(self.reliability[known], nan=0.0)
+            medians = np.median(self.before[known]), np.median(after)
             r = " and the median correlation over conditions went from {:.2f} to {:.2f}".format(*medians)
+            flat = 100 * np.isnan(self.reliability[known]).mean()
+            if flat >= 0.5:
+                r += f" ({flat:.0f} % of the voxels were left flat and count as 0)"
         return [
             "Tested on repeats that PSN had not seen (fitted to one half of the repeats, compared with the "
             f"raw averages of the other half), the squared error of the averages {change}{r}."
@@ -95,10 +99,8 @@ def held_out(
     if not found:
         nothing = np.full(len(repeats), np.nan, np.float32)
         return HeldOut(nothing, nothing, float("nan"), float("nan"))
-    before, after, error_before, error_after = (np.mean(v, axis=0) for v in zip(*found, strict=True))
-    return HeldOut(
-        before.astype(np.float32), after.astype(np.float32), float(error_before), float(error_after)
-    )
+    before, after, *rest = (np.mean(v, axis=0) for v in zip(*found, strict=True))
+    return HeldOut(before.astype(np.float32), after.astype(np.float32), *map(float, rest))
 
 
 def _one_way(

@@ -295,7 +295,8 @@ def _from_span(
             else []
         ),
         f"PSN ran on all units at once: {estimator}.",
-        *inner.account,
+        # what the inner fit calls units are directions
+        *(said.replace(f"{span.root.size} units", f"{units.size} units") for said in inner.account),
     )
     return WideFit(
         **out, valid=valid, inner=inner, weights=weights, noise_axes=axes, noise_axis_var=noise_var,

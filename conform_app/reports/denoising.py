@@ -211,7 +211,8 @@ def _gain(products: Products, book: FigureBook, brain: Brain, section: Section) 
         section.notes.append("Reliability before and after PSN cannot be compared: a map is missing.")
         return
     before, after = products.values(raw), products.values("psn_reliability")
-    both = brain.mask & np.isfinite(before) & np.isfinite(after)
+    both = brain.mask & np.isfinite(before)
+    after = np.where(both, np.nan_to_num(after, nan=0.0), np.nan)  # what PSN left flat agrees with nothing
     if not both.any():
         section.notes.append("Reliability before and after PSN cannot be compared: no point has both.")
         return
@@ -222,7 +223,7 @@ def _gain(products: Products, book: FigureBook, brain: Brain, section: Section) 
     warning = (
         "Both: averages of one half of the repeats, raw or denoised, against the raw averages of the other"
         " half. The denoiser was fitted to the first half alone: no trial counts twice, and the noise left in"
-        " the other half still lowers the value."
+        " the other half still lowers the value. What PSN leaves flat counts as 0."
     )
     book.add(
         section,
