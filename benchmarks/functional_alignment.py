@@ -50,8 +50,11 @@ def one_participant(left_out: str, truth: dict, args: argparse.Namespace) -> lis
     target = signal[:, 1000:]
     prior = fit_prior(people)
     pieces = {"": labels} | ({" whole": None} if args.whole else {})
+    models = fit_aligned(people, prior=prior).weights  # once, for all
     averages = {
-        (method, name): fit_aligned(people, prior=prior, parcels=parcels, method=method, engine=args.engine)
+        (method, name): fit_aligned(
+            people, weights=models, parcels=parcels, method=method, engine=args.engine
+        )
         for method in METHODS
         for name, parcels in pieces.items()
     }

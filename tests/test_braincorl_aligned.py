@@ -50,6 +50,9 @@ def test_a_model_through_alignment_is_scored_like_any_other(method: str, parcels
     fitted = average.adapt(x, y, parcels=study["parcels"]["new"] if parcels else None)
     assert fitted.method == f"aligned {method}"
     assert fitted.n_shared == {"sub-1": 40, "sub-2": 40}
+    again = fit_aligned(study["people"], method=method, weights=average.weights, **labels)
+    for name, weights in again.weights.items():
+        np.testing.assert_array_equal(weights, average.weights[name])
     assert fitted.weights.shape == (30, 31)
     score = evaluate(fitted, study["test"], study["truth"], n_bootstrap=20)
     assert score.r.mean() > (0.6 if method == "ridge" else 0.35)

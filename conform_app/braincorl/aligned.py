@@ -96,6 +96,11 @@ class AlignedAverage:
     options: dict[str, Any]
     sources: tuple[_Source, ...] = field(repr=False)
 
+    @property
+    def weights(self) -> dict[str, np.ndarray]:
+        """Encoding weights of each training participant, (n_voxels, E + 1), as `fit_aligned` takes them."""
+        return {p.name: p.weights for p in self.sources}
+
     def adapt(self, features, betas, *, parcels=None, n_folds: int = 5, seed: int = 0) -> Aligned:
         """Encoding model of a new participant from context images, some of which are shared.
 
