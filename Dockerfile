@@ -89,14 +89,11 @@ COPY --from=packages /opt/conform /opt/conform
 # The skeleton of TemplateFlow (names, no images) comes with the templateflow package.
 RUN python -c "import templateflow.api" && chmod -R a+rX /opt/templateflow && rm -rf /tmp/conform-cache
 COPY --from=app /app/opt/conform /opt/conform
-# Template surfaces: 'try' goes on without those that cannot be fetched, 'require' does not, 'none' fetches none.
-# At run time a missing one ends with the command that fetches it.
+# Template surfaces: 'try' goes on without those that cannot be fetched (and says so), 'require' does not: it is
+# for images that are published. 'none' fetches none. A missing one ends a run with the command that fetches it.
 ARG TEMPLATES=try
-RUN if [ "${TEMPLATES}" != none ]; then \
-        python -c "import sys; from conform_app.images.templates import fetch_all; missing = fetch_all(); \
-print('templates not fetched:', *missing or ['none']); sys.exit(bool(missing) and '${TEMPLATES}' == 'require')" \
-        && chmod -R a+rX /opt/templateflow && rm -rf /tmp/conform-cache; \
-    fi
+RUN python -m conform_app.images.fetching "${TEMPLATES}" \
+    && chmod -R a+rX /opt/templateflow && rm -rf /tmp/conform-cache
 
 ARG VERSION=0+unknown
 ARG REVISION=

@@ -292,6 +292,12 @@ def fetch_all() -> list[str]:
     return [name for template, name in wanted_files() if _get(template, name) is None]
 
 
+def is_there(name: str) -> bool:
+    """Whether a template's file is on this machine."""
+    template = name.removeprefix("tpl-").partition("_")[0]
+    return _get(template, name, fetch=False) is not None
+
+
 @cache
 def online() -> bool:
     """Whether TemplateFlow's store answers; behind a proxy it is taken to."""
