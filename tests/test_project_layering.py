@@ -52,7 +52,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 METHODS_USE = {"numpy", "scipy", "torch", "sklearn", "threadpoolctl"}
 
 # Used where installed: networks that compute image features, and what reads videos and aligns participants.
-EXTRAS = {"av", "efficientnet_lite_pytorch", "fmralign", "huggingface_hub"}
+EXTRAS = {"av", "combatlearn", "efficientnet_lite_pytorch", "fmralign", "huggingface_hub"}
 EXTRAS |= {"open_clip", "timm", "torchvision", "transformers"}
 
 # Files of a method package that use more: the shim for existing scripts writes the published files itself.
@@ -61,6 +61,7 @@ METHODS_WRITE = {
     # Transforms on disk: what `save` and `load` of the public classes write and read.
     "conform_app/surface/stored.py": {"h5py"},
     "conform_app/mosaic/video.py": {"av"},
+    "conform_app/mosaic/harmonise.py": {"combatlearn"},
     "conform_app/braincorl/features.py": {"h5py"},
     "conform_app/braincorl/pictures.py": {"PIL", "av"},
     "conform_app/braincorl/networks.py": {"PIL"} | (EXTRAS - {"av", "fmralign"}),

@@ -67,11 +67,16 @@ def survey(job: GroupJob) -> Survey:
     Raises
     ------
     NoInputError
-        There is no participant output at all, or none whose trial table can be read.
+        There is no participant output at all, or none whose trial table can be read; or the library that
+        harmonisation needs is not installed.
     UsageError, DataError
         See :func:`conform_app.bids.outputs.open_sites` and :func:`conform_app.collect.plans.gather_trials`.
     """
     root = Path(job.output_dir)
+    if job.group.harmonise == "combat":
+        from conform_app.mosaic.harmonise import check_library
+
+        check_library()
     sites = open_sites(root, job.derivatives, job.dataset_name)
     people = [person for site in sites for person in read_participants(site)]
     if not any(person.fits for person in people):

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from conform_app.mosaic import Identity, Split
     from conform_app.mosaic.collection import Collection
+    from conform_app.mosaic.harmonise import Harmonised
 
 NOT_FACTS = frozenset(
     {"configuration_hash", "space", "conform_version", "TaskDescription", "Instructions", "age", "pcnum"}
@@ -112,7 +113,11 @@ def seal(
     tables["near"] = identity.near
     tables["audit"] = split.audit.table()
     if collection is not None:
-        kept = {name: tables[name] for name in ("methodology", "missing", "variance")}
+        kept: dict[str, Any] = {name: tables[name] for name in ("methodology", "missing", "variance")}
+        if settings.harmonise == "combat":
+            found = harmonised(collection, sorted(there), shown_of(identity))
+            gathered.account += found.account
+            kept |= {"harmonised": found.table, "harmonised_scale": found.scale}
         collection.seal(identity, split, tables={**kept, "gathered": tables["participants"]})
         _describe(output_dir, pool, collection)
     _write(output_dir, tables, split, shown_of(identity))
@@ -204,6 +209,29 @@ def without_shared_frames(
     stimuli.loc[rows, "split"] = "excluded"
     said = f"{len(reasons)} train movies were dropped because they share frames with a test movie."
     return replace(split, stimuli=stimuli, account=[*split.account, said])
+
+
+def harmonised(collection: Collection, keys: Sequence[str], shown: pd.DataFrame) -> Harmonised:
+    """Scale of everybody's betas without the datasets' share.
+
+    Parameters
+    ----------
+    collection : Collection
+    keys : sequence of str
+        Participants; those without train trials are left out, and told.
+    shown : DataFrame
+        Presentations: ``dataset``, ``stimulus``.
+    """
+    from conform_app.mosaic.harmonise import harmonise_scale, train_scale
+
+    scales = {key: train_scale(collection, key) for key in keys}
+    without = [key for key, scale in scales.items() if scale is None]
+    sites = {key: key.rpartition("_")[2] for key in keys}
+    stimuli = {name: set(its) for name, its in shown.groupby("dataset")["stimulus"]}
+    found = harmonise_scale({k: s for k, s in scales.items() if s is not None}, sites, stimuli)
+    if without:
+        found.account.append(f"{', '.join(without)}: no train trials, so no harmonised scale.")
+    return found
 
 
 def measure(collection: Collection, keys: Sequence[str]) -> dict[str, dict[str, float]]:

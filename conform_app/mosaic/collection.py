@@ -190,7 +190,7 @@ class Collection(CollectionReader):
         threshold: float = THRESHOLD,
         same_name: str = "check",
         device: str = "cpu",
-        tables: Mapping[str, pd.DataFrame] | None = None,
+        tables: Mapping[str, pd.DataFrame | np.ndarray] | None = None,
         note: str = "",
     ) -> dict[str, Any]:
         """Make the next version: identity and split over all participants that are there, and the manifest.
@@ -204,7 +204,7 @@ class Collection(CollectionReader):
         embeddings, threshold, same_name, device
             For these defaults.
         tables : dict of DataFrame, optional
-            Further tables of this version, such as ``methodology``.
+            Further tables of this version, such as ``methodology``; an array is kept as ``.npy``.
         note : str, optional
             A word on this version for its history.
 

@@ -20,13 +20,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from conform_app.errors import CannotCreateError, DataError, FileFaultError, NoInputError, UsageError
 from conform_app.mosaic import layout
 from conform_app.mosaic.identity import Identity, resolve_duplicates, stimulus_embeddings
 from conform_app.mosaic.place import Place
 from conform_app.mosaic.similarity import THRESHOLD_ORIGIN
 from conform_app.mosaic.split import Split, split_stimuli
-from conform_app.mosaic.tables import parse, write_table
+from conform_app.mosaic.tables import parse, write_array, write_table
 from conform_app.mosaic.writer import Submission, write_participant
 
 if TYPE_CHECKING:
@@ -319,7 +321,8 @@ def _commit(
         folder.mkdir(parents=True)
     files: dict[str, tuple[int, str]] = {}
     for name, table in tables.items():
-        files |= write_table(folder, name, table)
+        write = write_array if isinstance(table, np.ndarray) else write_table
+        files |= write(folder, name, table)
     audit = {
         "schema": layout.SCHEMA,
         **split.audit.as_dict(),

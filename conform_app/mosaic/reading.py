@@ -12,6 +12,7 @@ import numpy as np
 
 from conform_app.errors import NoInputError, UsageError
 from conform_app.mosaic import growth, layout
+from conform_app.mosaic.beside import BesideBetas
 from conform_app.mosaic.place import Place
 from conform_app.mosaic.selection import Selection, indices, labelled
 from conform_app.mosaic.shards import Grain, ShardReader
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 _END = b"\n}\n"  # of a manifest that is whole: no other line begins with a brace
 
 
-class CollectionReader:
+class CollectionReader(BesideBetas):
     """What a `Collection` can do without writing."""
 
     def __init__(self, place: Place, common: Mapping[str, Any], manifest: dict[str, Any] | bytes) -> None:
@@ -218,7 +219,14 @@ class CollectionReader:
 
     # -- reading ----------------------------------------------------------------------------------------
 
-    def betas(self, participant: str, trials: Selection = None, vertices: Selection = None) -> np.ndarray:
+    def betas(
+        self,
+        participant: str,
+        trials: Selection = None,
+        vertices: Selection = None,
+        *,
+        harmonised: bool = False,
+    ) -> np.ndarray:
         """Read single-trial betas.
 
         Parameters
@@ -227,6 +235,8 @@ class CollectionReader:
             Such as ``sub-01_NSD``.
         trials, vertices : int, slice, sequence of int or bool mask, optional
             Which rows and columns; all by default.
+        harmonised : bool, default False
+            In the participant's scale with the sites' share taken out (see `harmonised_scale`).
 
         Returns
         -------
@@ -245,6 +255,10 @@ class CollectionReader:
             grain = Grain(record["n_trials"], record["n_vertices"], record["dtype"])
             reader = ShardReader(self.place.folder(self._path(participant, "betas")), grain)
             self._readers[participant] = reader
+        if harmonised:
+            scale = self.harmonised_scale(participant)
+            columns = None if vertices is None else indices(vertices, self.n_vertices, "vertex")
+            return self.betas(participant, trials, vertices) * (scale if columns is None else scale[columns])
         if type(trials) is int and vertices is None and 0 <= trials < reader.grain.n_trials:
             return reader.read(np.array([trials]), None)
         rows = indices(trials, reader.grain.n_trials, "trial")
@@ -285,58 +299,6 @@ class CollectionReader:
                 raise UsageError(f"The trials of {participant} have no column {column!r}.", hint)
             values = [value] if isinstance(value, str) or not isinstance(value, Sequence) else list(value)
             keep &= table[column].isin(values).to_numpy()
-        return np.flatnonzero(keep)
-
-    def statistics(self, participant: str) -> tuple[list[str], np.ndarray, np.ndarray]:
-        """Scale of the betas: units, mean and sd ``(n_units, n_vertices)``; z * sd + mean undoes it.
-
-        Raises
-        ------
-        NoInputError
-            If the participant was not normalised.
-        """
-        mean, sd = (self.place.array(self._path(participant, name)) for name in ("mean", "sd"))
-        return list(mean.attrs["units"]), mean[...], sd[...]
-
-    def noise_ceilings(self, participant: str) -> dict[tuple[str, str], np.ndarray]:
-        """Noise ceilings, per cent: ``(phase, "1" or "avg")`` to ``(n_vertices,)``; empty without repeats."""
-        if not self.record(participant)["noise_ceilings"]:
-            return {}
-        array = self.place.array(self._path(participant, "noiseceiling"))
-        values = array[...]
-        return {(row["phase"], row["n"]): values[i] for i, row in enumerate(array.attrs["maps"])}
-
-    def averages(self, participant: str) -> tuple[np.ndarray, np.ndarray]:
-        """Denoised averages: stimuli ``(n,)`` and values ``(n, n_vertices)``.
-
-        They are on the scale of the betas, unless the participant's record says otherwise (in
-        ``averages_units``).
-
-        Raises
-        ------
-        NoInputError
-            If the participant has none.
-        """
-        names = [self.place.read(self._path(participant, f"averages.{kind}")) for kind in ("tsv", "json")]
-        table = parse(*names, f"averages of {participant}")
-        stimulus = table["name"].to_numpy(str)
-        if participant in self.manifest.get("participants", {}):
-            from conform_app.mosaic.identity import lookup
-
-            stimulus = lookup(self.table("names"), self.record(participant)["dataset"], stimulus)
-        return stimulus, self.place.array(self._path(participant, "averages"))[...]
-
-    def valid_vertices(self, participants: Sequence[str] | None = None) -> np.ndarray:
-        """Vertices that have a value in every trial of these participants (default: all).
-
-        Returns
-        -------
-        ndarray of int
-        """
-        keep = np.ones(self.n_vertices, bool)
-        for key in self.keys if participants is None else participants:
-            if self.record(key)["missing"]["vertices"]:
-                keep &= self.place.array(self._path(key, "finite"))[...]
         return np.flatnonzero(keep)
 
     def region(self, *labels: str | int) -> np.ndarray:

@@ -113,6 +113,16 @@ def write_table(folder: Path, name: str, table: pd.DataFrame) -> dict[str, tuple
     return files
 
 
+def write_array(folder: Path, name: str, values: np.ndarray) -> dict[str, tuple[int, str]]:
+    """Write ``NAME.npy``; return its size and SHA-256."""
+    buffer = io.BytesIO()
+    np.save(buffer, values, allow_pickle=False)
+    content, path = buffer.getvalue(), folder / f"{name}.npy"
+    with writing(path):
+        path.write_bytes(content)
+    return {path.name: (len(content), f"sha256:{hashlib.sha256(content).hexdigest()}")}
+
+
 def parse(text: bytes, sidecar: bytes, name: str) -> pd.DataFrame:
     """Read a table of a collection.
 

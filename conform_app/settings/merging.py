@@ -82,6 +82,12 @@ class GroupSettings:
         "trials of their fit), or as they are in percent signal change",
         choices=("z", "percent"),
     )
+    harmonise: str = option(
+        "none",
+        "keep, beside the betas, their scale with the datasets' share in it taken out by ComBat, from train "
+        "trials alone (needs the library combatlearn); the betas themselves stay as they are",
+        choices=("none", "combat"),
+    )
     beta_dtype: str = option(
         "float32", "numbers in which the collection keeps betas", choices=("float32", "float16")
     )
