@@ -129,6 +129,17 @@ def test_fmralign_gives_the_same(method: str, pair, monkeypatch) -> None:
         assert chosen.entropy == align(x, y, method=method).entropy
 
 
+@pytest.mark.parametrize(("n_source", "n_target"), [(20, 6), (6, 20), (20, 16), (6, 8)])
+def test_fmralign_rotates_between_any_numbers_of_voxels(n_source: int, n_target: int) -> None:
+    if importlib.util.find_spec("fmralign") is None:
+        pytest.skip("the Python package fmralign is not installed (conform-app[alignment] brings it)")
+    rng = np.random.default_rng(13)
+    x, y = rng.standard_normal((n_source, 12)), rng.standard_normal((n_target, 12))
+    ours = align(x, y, method="procrustes")
+    theirs = align(x, y, method="procrustes", engine="fmralign")
+    np.testing.assert_allclose(theirs.transform(x), ours.transform(x), atol=1e-4)
+
+
 def test_fmralign_that_is_not_there_has_its_error(pair) -> None:
     if importlib.util.find_spec("fmralign"):
         pytest.skip("fmralign is installed")

@@ -368,7 +368,8 @@ def _best_entropy(x: np.ndarray, y: np.ndarray, places, engine: str, seed: int) 
 
 def _fmralign(method: str, entropy: float | None) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
     try:
-        from fmralign.methods import OptimalTransport, Procrustes, RidgeAlignment
+        from fmralign.methods import OptimalTransport, RidgeAlignment
+        from fmralign.methods.procrustes import scaled_procrustes
     except ModuleNotFoundError as error:
         raise MissingCommandError(
             f"Alignment by fmralign needs the Python package {error.name!r}, which is not installed.",
@@ -377,8 +378,11 @@ def _fmralign(method: str, entropy: float | None) -> Callable[[np.ndarray, np.nd
 
     def solve(x: np.ndarray, y: np.ndarray) -> np.ndarray:
         if method == "procrustes":
-            fitted = Procrustes(scaling=True).fit(x.T, y.T)
-            return fitted.scale * fitted.R.T
+            # Its class looks at the source's size alone for the form to solve, and fails for a small target.
+            rotation, scale = scaled_procrustes(
+                x.T, y.T, scaling=True, primal=x.shape[1] >= min(len(x), len(y))
+            )
+            return scale * rotation.T
         if method == "ridge":
             return np.atleast_2d(RidgeAlignment(alphas=PENALTIES, cv=5).fit(x.T, y.T).R.coef_)
         return (OptimalTransport(reg=entropy).fit(x.T, y.T).R * len(y)).T
