@@ -115,6 +115,36 @@ class SurfacePlan:
         return {name: getattr(self, name) for name in kept} | facts
 
 
+def sidecar_fields(surface: SurfacePlan | None, kind: str) -> dict[str, str]:
+    """What the sidecar of a map says of its way to the surface.
+
+    Parameters
+    ----------
+    surface : SurfacePlan or None
+        None: nothing.
+    kind : {"gifti", "cifti"}
+        Of the map.
+    """
+    if surface is None:
+        return {}
+    mesh = "the participant's surfaces"
+    if surface.group_average:
+        mesh = "fsaverage's average surfaces (group-average registration: not this person's cortex)"
+    elif surface.approximate:
+        mesh = "approximate surfaces (a warped group average, not this person's cortex)"
+    what = {"timeseries": "time series", "betas": "what was estimated in the volumes"}[surface.of]
+    way = f"{surface.volume} volumes sampled on {mesh}: {what}"
+    if surface.to_template:
+        way += "; surfaces brought to the volumes by the participant's normalization"
+    fields = {"SurfaceSampling": way}
+    if surface.registration:
+        fields["Registration"] = surface.registration
+    if kind == "cifti":
+        below = {"timeseries": "voxels", "betas": "a fit of their own to voxels"}[surface.of]
+        fields["Subcortex"] = f"{below} of MNI152NLin6Asym" if surface.subcortex else "none: cortex only"
+    return fields
+
+
 def from_dict(content: dict[str, Any] | None) -> SurfacePlan | None:
     """Read what ``dataclasses.asdict`` made of a plan."""
     if content is None:
