@@ -19,6 +19,7 @@ from conform_app.bids.plan import FitPlan
 from conform_app.bids.provenance import sidecar, software_versions, write_json, write_tsv
 from conform_app.bids.record import SCHEMA, fingerprint, record_path
 from conform_app.bids.registered import write_registration
+from conform_app.bids.surfaceplan import sidecar_fields
 from conform_app.images import open_run, write_maps
 from conform_app.images.arrays import load_arrays, load_meta, save_arrays
 
@@ -134,10 +135,15 @@ class FitWriter:
             output_dir=self.root,
             configuration_hash=self.dataset["digest"],
             RandomSeed=self.seed,
-            **{"glm_type": None, "fill": None, **fields},
+            **{"glm_type": None, "fill": None, **self._way(key), **fields},
         )
         for path in paths:
             write_json(self.root / sidecar_name(path), content)
+
+
+    def _way(self, key: str) -> dict[str, str]:
+        """How the values of a map came to its surface."""
+        return sidecar_fields(self.plan.surface, self.plan.kind) if product(key, "D").on_grid else {}
 
 
 def write_fit(
