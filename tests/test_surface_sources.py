@@ -197,6 +197,14 @@ def test_the_subcortex_comes_from_volumes_in_template_space(
     )
     assert "space-MNI152NLin6Asym_res-2_desc-preproc_bold.nii.gz" in sources
     assert "atlas-HCP_dseg" in sources
+    sidecar = json.loads((tmp_path / "out" / "sub-01" / "func" / f"{name}.json").read_text())
+    assert sidecar["Subcortex"].startswith({"timeseries": "voxels of", "betas": "a fit of their own"}[of])
+    alone = json.loads((carried / "sub-01" / "func" / f"{name}.json").read_text())
+    assert alone["Subcortex"] == "none: cortex only"
+    assert alone["SurfaceSampling"] == "T1w volumes sampled on the participant's surfaces: time series"
+    assert alone["Registration"] == "desc-reg sphere in fsLR"
+    text = (tmp_path / "out" / "logs" / "CITATION.md").read_text()
+    assert "Subcortical grayordinates are voxels of the same runs" in text
     for key in ("rsquared", "hrfindex", "mean"):
         shape = {len(below)}
         maps = [p for k, v in record["products"].items() if k.startswith(key) for p in v]
@@ -251,6 +259,8 @@ def test_volumes_in_mni_space_go_to_the_group_average_and_say_so(balls, tmp_path
     record = json.loads(next((tmp_path / "out").rglob("log/fits/*.json")).read_text())
     assert record["surface"]["group_average"]
     assert "group-average registration" in " ".join(record["warnings"])
+    sidecar = json.loads(next((tmp_path / "out").rglob(f"*hemi-L*{TYPE_B}.json")).read_text())
+    assert "group-average registration" in sidecar["SurfaceSampling"]
     page = build_report(tmp_path / "out", "01", records=[record]).read_text()
     assert "Group-average registration" in page
     assert not list((tmp_path / "out" / "sub-01").glob("anat/*"))
