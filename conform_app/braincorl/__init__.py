@@ -48,6 +48,7 @@ _HOMES = {
     "evaluate": "evaluation",
     "learning_curve": "evaluation",
     "score": "evaluation",
+    "start_from_prior": "starting",
     "Stage": "training",
     "TrainSettings": "training",
     "Trained": "training",

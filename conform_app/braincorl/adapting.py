@@ -2,34 +2,36 @@
 r"""Adapting to a new participant: context images and their betas -> encoding weights per voxel.
 
 Four estimators: ridge (the participant alone), prior (closed form), transformer, and *stacked*: for every
-voxel ``w = sum_m a_m w_m`` with ``a`` on the simplex over the estimators at hand and the voxel's mean.
-The a are chosen by cross-validation within the context images: every estimator predicts held-out folds, which
-gives each voxel a likelihood over a grid of simplex points.  To it is added the mean log likelihood of all
-voxels, ten times, and the voxel's a is the mean over the grid under the sum.  With few images a voxel so
-follows what is best for the participant, with many its own evidence.
+voxel ``w = sum_m a_m w_m`` with ``a`` on the simplex over the estimators at hand and the voxel's mean,
+chosen by cross-validation within the context (`stacking`).
 
 The predictive variance is the posterior's under the prior (under the isotropic one where there is none),
-times one factor per participant that makes it agree with the held-out errors.
+times one factor c per participant that makes it agree with the held-out errors::
+
+    mean (y - held-out prediction)^2 = c mean(variance) + noise
+
+With few images some of the signal cannot be told from noise, namely what lies in directions that the prior
+thinks small.  The prior knows how much that was for participants it had not learned from (`fit_prior`), and
+the noise is lowered by as much.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from itertools import product
 
 import numpy as np
 
 from conform_app.braincorl.checks import check_betas, check_context_size, check_features, match_names
 from conform_app.braincorl.posterior import Posterior
 from conform_app.braincorl.prior import Prior, flat_prior, with_ones
-from conform_app.braincorl.ridge import fit_ridge, folds_of
+from conform_app.braincorl.ridge import fit_ridge
+from conform_app.braincorl.stacking import Estimator, choose_shares, predict_held_out
 from conform_app.errors import UsageError
 
 METHODS = ("stacked", "transformer", "prior", "ridge")
-STEPS = 8  # simplex grid: shares in eighths
-POOLED = 10  # voxels' worth of evidence from all voxels together
 CALIBRATION = (0.25, 8.0)
+LEAST_NOISE = 0.2  # of its first estimate
 
 
 @dataclass(frozen=True)
@@ -142,40 +144,19 @@ def adapt(
     Yu et al. 2025, arXiv:2505.15813.
     """
     _check_method(method, model, prior)
-    n_features = model.sizes.features if model is not None else None
-    n_features = prior.n_features if prior is not None else n_features
-    features = check_features(features, n_features)
-    if (feature_names is None) != (beta_names is None):
-        raise UsageError("Names are given for features or for betas only.", "Give both, or none.")
-    if beta_names is not None:
-        features = features[match_names(feature_names, beta_names)]
-    check_context_size(len(features), len(features))
-    betas, valid = check_betas(betas, len(features))
+    features, betas, valid = _check_data(features, betas, model, prior, feature_names, beta_names)
     y = betas[valid].astype(np.float64)
-
-    def transformer(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        from conform_app.braincorl.inference import transformer_weights
-
-        # A model of ours knows the spread of its training betas; a published one takes betas as they are.
-        spread = getattr(model, "card", {}).get("beta_sd")
-        unit = spread / np.median(y.std(axis=1)) if spread else 1.0
-        return transformer_weights(model, x, y * unit, block=block, memory=memory, progress=progress) / unit
-
     posterior = (prior or flat_prior(features.shape[1] + 1)).condition(features, y, seed=seed)
-    estimators: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
-        "mean": lambda x, y: np.column_stack([np.zeros((len(y), x.shape[1])), y.mean(axis=1)]),
-        "ridge": lambda x, y: fit_ridge(x, y, seed=seed)[0],
-        "prior": lambda x, y: prior.condition(x, y, seed=seed).weights(),
-        "transformer": transformer,
-    }
+    estimators = _estimators(model, prior, seed, block=block, memory=memory, progress=progress)
     wanted = [method]
     if method == "stacked":
         wanted = ["mean", "ridge"] + ["prior"] * (prior is not None) + ["transformer"] * (model is not None)
     parts = {m: posterior.weights() if m == "prior" else estimators[m](features, y) for m in wanted}
-    held_out = {} if method == "transformer" else _held_out(features, y, estimators, wanted, n_folds, seed)
-    shares = _stack(held_out, y) if method == "stacked" else {method: np.ones(len(y))}
-    weights = sum(shares[m][:, None] * parts[m] for m in wanted)
-    noise = posterior.noise_variance()
+    held_out = (
+        {} if method == "transformer" else predict_held_out(features, y, estimators, wanted, n_folds, seed)
+    )
+    shares = choose_shares(held_out, y) if method == "stacked" else {method: np.ones(len(y))}
+    noise = _noise(posterior, y, prior)
     calibration = 1.0
     if held_out:
         delivered = sum(shares[m][:, None] * held_out[m] for m in wanted)
@@ -190,7 +171,7 @@ def adapt(
 
     return Adapted(
         method,
-        whole(weights),
+        whole(sum(shares[m][:, None] * parts[m] for m in wanted)),
         valid,
         *({m: whole(v) for m, v in table.items()} for table in (parts, shares, r2)),
         whole(np.sqrt(noise)),
@@ -198,6 +179,38 @@ def adapt(
         features,
         posterior,
     )
+
+
+def _check_data(features, betas, model, prior: Prior | None, feature_names, beta_names):
+    """Features (one row per column of the betas), betas, and which voxels can be fitted."""
+    n_features = model.sizes.features if model is not None else None
+    n_features = prior.n_features if prior is not None else n_features
+    features = check_features(features, n_features)
+    if (feature_names is None) != (beta_names is None):
+        raise UsageError("Names are given for features or for betas only.", "Give both, or none.")
+    if beta_names is not None:
+        features = features[match_names(feature_names, beta_names)]
+    check_context_size(len(features), len(features))
+    return features, *check_betas(betas, len(features))
+
+
+def _estimators(model, prior: Prior | None, seed: int, **options) -> dict[str, Estimator]:
+    """Functions (features, y) -> weights."""
+
+    def transformer(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        from conform_app.braincorl.inference import transformer_weights
+
+        # A model of ours knows the spread of its training betas; a published one takes betas as they are.
+        spread = getattr(model, "card", {}).get("beta_sd")
+        unit = spread / np.median(y.std(axis=1)) if spread else 1.0
+        return transformer_weights(model, x, y * unit, **options) / unit
+
+    return {
+        "mean": lambda x, y: np.column_stack([np.zeros((len(y), x.shape[1])), y.mean(axis=1)]),
+        "ridge": lambda x, y: fit_ridge(x, y, seed=seed)[0],
+        "prior": lambda x, y: prior.condition(x, y, seed=seed).weights(),
+        "transformer": transformer,
+    }
 
 
 def _check_method(method: str, model, prior) -> None:
@@ -216,35 +229,17 @@ def _check_method(method: str, model, prior) -> None:
         )
 
 
-def _held_out(features, y, estimators, wanted, n_folds: int, seed: int) -> dict[str, np.ndarray]:
-    """Every estimator's predictions of images it was not fitted to: (n_voxels, S) each."""
-    out = {m: np.empty_like(y) for m in wanted}
-    for test in folds_of(len(features), n_folds, seed + 1):
-        keep = np.setdiff1d(np.arange(len(features)), test)
-        fitted = y[:, keep]
-        varies = np.ptp(fitted, axis=1) > 0
-        for m in wanted:
-            out[m][:, test] = fitted.mean(axis=1, keepdims=True)
-            if varies.any():
-                weights = estimators[m](features[keep], fitted[varies])
-                out[m][np.ix_(varies, test)] = weights @ with_ones(features[test]).T
-    return out
+def _noise(posterior: Posterior, y: np.ndarray, prior: Prior | None) -> np.ndarray:
+    """Noise variance (n_voxels,): the posterior's, less the signal that passes for noise.
 
-
-def _stack(held_out: dict[str, np.ndarray], y: np.ndarray) -> dict[str, np.ndarray]:
-    """Shares of the estimators for every voxel."""
-    names = list(held_out)
-    grid = np.array([g for g in product(range(STEPS + 1), repeat=len(names)) if sum(g) == STEPS]) / STEPS
-    errors = np.stack([held_out[m] - y for m in names], axis=1)  # (n_voxels, n_methods, S)
-    gram = errors @ errors.transpose(0, 2, 1)
-    loss = np.einsum("gm,vmn,gn->vg", grid, gram, grid, optimize=True)
-    # Noise of a voxel: its loss at the point that is best for all voxels together.
-    best = (loss / np.maximum(y.var(axis=1, keepdims=True), np.finfo(float).tiny)).sum(axis=0).argmin()
-    log_likelihood = -0.5 * y.shape[1] * loss / np.maximum(loss[:, [best]], np.finfo(float).tiny)
-    share = log_likelihood + POOLED * log_likelihood.mean(axis=0)
-    share = np.exp(share - share.max(axis=1, keepdims=True))
-    share /= share.sum(axis=1, keepdims=True)
-    return dict(zip(names, (share @ grid).T, strict=True))
+    With a share k of the signal in the noise: estimate = noise + k (total - noise), for the mean over voxels.
+    """
+    noise = posterior.noise_variance()
+    n = y.shape[1]
+    k = prior.signal_in_noise(n) if prior is not None else 0.0
+    total = y.var(axis=1, ddof=1).mean()
+    level = (noise.mean() - k * total) / (1 - k)
+    return noise * np.clip(level / max(noise.mean(), np.finfo(float).tiny), LEAST_NOISE, 1.0)
 
 
 def _calibration(features, y, delivered, posterior: Posterior, noise: np.ndarray) -> float:

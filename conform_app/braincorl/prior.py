@@ -12,6 +12,10 @@ posterior of every voxel under the current prior (`posterior`), and from posteri
 covariances* the next prior, so that the noise of the betas does not pass for variety of voxels, nor the
 penalty's shrinkage for lack of it.
 
+With two participants or more, priors from one half of them are tried on the other half: the share of signal
+variance that n images leave in the estimated noise (directions that the prior thinks small) is kept for
+`adapting`, where the predictive variance needs it.
+
 One more component, mean zero and isotropic, is always there: to it go voxels that are unlike all the
 learned ones, and there the posterior is ridge regression with evidence-chosen penalty.
 """
@@ -32,6 +36,11 @@ from conform_app.errors import DataError, FileFaultError, NoInputError, UsageErr
 
 AXES = 20  # principal axes that the voxels are grouped on
 LEAST_PER_COMPONENT = 100
+CONTEXTS = (10, 20, 50, 100, 200, 500, 1000)  # images at which the prior is tried on those left out
+LEFT_OUT_VOXELS = 500
+REPEATS = 3
+MOST_IN_NOISE = 0.9
+STEP = (2.0, 6.0)  # how much nearer to the noise three times as many images bring its estimate
 
 
 @dataclass(frozen=True)
@@ -58,6 +67,17 @@ class Prior:
     def n_features(self) -> int:
         """E, the length of a feature vector."""
         return self.means.shape[1] - 1
+
+    def signal_in_noise(self, n_images: int) -> float:
+        """Share of a new participant's signal variance that, with so many images, is taken for noise.
+
+        As it was for participants left out in `fit_prior`; 0 where that is not known.
+        """
+        table = self.card.get("signal_in_noise")
+        if not table:
+            return 0.0
+        sizes, shares = np.array(table, np.float64).T
+        return float(np.interp(np.log(n_images), np.log(sizes), shares))
 
     def condition(self, features: np.ndarray, betas: np.ndarray, *, seed: int = 0) -> Posterior:
         """Posterior of voxels from context images: features (S, E), betas (n_voxels, S).
@@ -116,6 +136,7 @@ def fit_prior(
     max_voxels: int = 4000,
     max_images: int = 4000,
     seed: int = 0,
+    left_out: bool = True,
 ) -> Prior:
     """Learn the prior over voxel weights from training participants.
 
@@ -134,6 +155,9 @@ def fit_prior(
     max_voxels, max_images : int
         With betas: how many voxels and images per participant are used (drawn once).
     seed : int
+    left_out : bool
+        With betas of two participants or more: also try priors from one half of them on the other half, which
+        the predictive standard deviation of `adapt` needs; takes about as long again.
 
     Returns
     -------
@@ -148,7 +172,16 @@ def fit_prior(
         raise UsageError(f"A prior of {n_components} components was asked for.", "Give at least 1.")
     if is_participants(weights_or_collection):
         people = as_participants(weights_or_collection)
-        return _from_betas(people, n_components, iterations, max_voxels, max_images, seed)
+        limits = (max_voxels, max_images)
+        prior = _from_betas(people, n_components, iterations, *limits, seed)
+        if len(people) < 2 or not left_out:
+            return prior
+        halves = [people[i::2] for i in range(2)]
+        table = [
+            _signal_in_noise(_from_betas(a, n_components, iterations, *limits, seed), b, max_images, seed)
+            for a, b in (halves, halves[::-1])
+        ]
+        return replace(prior, card={**prior.card, "signal_in_noise": _mean_table(table)})
     given = weights_or_collection
     several = [given] if isinstance(given, np.ndarray) and given.ndim == 2 else list(given)
     weights = _check_weights(several)
@@ -263,6 +296,46 @@ def _from_betas(
         "iterations": iterations,
     }
     return replace(prior, card=card)
+
+
+def _signal_in_noise(
+    prior: Prior, people: list[Participant], max_images: int, seed: int
+) -> list[list[tuple[int, float]]]:
+    """Per participant that the prior has not learned from: (images, share of signal in the noise).
+
+    By ``estimate(n) = noise + share(n) (total - noise)``.  The noise is what the estimate tends to with more and
+    more images: from a ninth, a third and all of them, as if each step took off the same factor.
+    """
+    rng = np.random.default_rng(seed)
+    out = []
+    for person in people:
+        y = person.some(LEFT_OUT_VOXELS, rng).astype(np.float64)
+        images = rng.permutation(len(person.features))[:max_images]
+        x, y = person.features[images], y[:, images]
+
+        def estimate(n: int, x=x, y=y) -> float:
+            found = []
+            for start in range(0, min(REPEATS, len(x) // n) * n, n):
+                some = y[:, start : start + n]
+                some = some[np.ptp(some, axis=1) > 0]
+                found.append(prior.condition(x[start : start + n], some, seed=seed).noise_variance().mean())
+            return float(np.mean(found))
+
+        sizes = [n for n in CONTEXTS if 3 * n <= len(x)]
+        if not sizes:
+            continue
+        ninth, third, whole = (estimate(max(2, len(x) // k)) for k in (9, 3, 1))
+        last = max(third - whole, 0.0)
+        noise = whole - last / (np.clip((ninth - third) / last, *STEP) - 1) if last else whole
+        signal = max(y.var(axis=1, ddof=1).mean() - noise, 0.02 * noise)
+        out.append([(n, float(np.clip((estimate(n) - noise) / signal, 0, MOST_IN_NOISE))) for n in sizes])
+    return out
+
+
+def _mean_table(halves: list[list[list[tuple[int, float]]]]) -> list[list[float]]:
+    """Mean over participants at every context size that any of them reaches."""
+    rows = [row for half in halves for person in half for row in person]
+    return [[n, float(np.mean([v for m, v in rows if m == n]))] for n in sorted({m for m, _ in rows})]
 
 
 def flat_prior(n_dim: int) -> Prior:

@@ -76,7 +76,10 @@ class SyntheticVoxels:
     beta_sd: float = 1.0
 
     def draw(self, rng: np.random.Generator, n_voxels: int, n_context: int, n_query: int) -> Batch:
-        """Draw weights, scale them to unit signal, and add noise; betas have mean zero over all images."""
+        """Draw weights, scale them to unit signal, and add noise; betas have mean zero over all images.
+
+        The query betas have none: the loss has the same minimum then, and gradients are less uncertain.
+        """
         shares = self.prior.shares / self.prior.shares.sum()
         component = rng.choice(len(shares), size=n_voxels, p=shares)
         weights = np.empty((n_voxels, self.prior.n_features), np.float32)
@@ -92,7 +95,8 @@ class SyntheticVoxels:
         features = person.features[images]
         signal = (np.einsum("vie,ve->vi", features, weights) - typical.mean(axis=1, keepdims=True)) / scale
         ceiling = rng.uniform(*self.noise_ceiling, size=(n_voxels, 1))
-        betas = np.sqrt(ceiling) * signal + np.sqrt(1 - ceiling) * rng.standard_normal(signal.shape)
+        betas = np.sqrt(ceiling) * signal
+        betas[:, :n_context] += np.sqrt(1 - ceiling) * rng.standard_normal((n_voxels, n_context))
         return _batch(features, self.beta_sd * betas, n_context)
 
     def _root(self, k: int) -> np.ndarray:

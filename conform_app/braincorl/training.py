@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
@@ -31,6 +32,10 @@ from conform_app.braincorl.prior import Prior, fit_prior
 from conform_app.braincorl.sampling import Batch, RealVoxels, SyntheticVoxels, split_voxels
 from conform_app.errors import CannotCreateError, DataError, UsageError
 
+DRAWS = ("even", "log")
+SCHEDULES = ("plateau", "cosine")
+PRECISIONS = ("auto", "float32", "bfloat16")
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -41,12 +46,17 @@ class Stage:
     synthetic : bool
         Voxels drawn from the prior, or measured ones.
     context : tuple of int
-        Smallest and largest context; one size per batch, drawn evenly.
+        Smallest and largest context; one size per batch.
     queries, batch, steps, epochs : int
         Query images per voxel, voxels per batch (all processes together), batches per epoch, most epochs.
     lr, weight_decay, dropout : float
     patience : int
         Epochs without a better validation loss after which the stage ends.
+    schedule : {"plateau", "cosine"}
+        Learning rate: a tenth whenever the validation loss stays, or half a cosine over the whole stage,
+        down to a hundredth.
+    sizes : {"even", "log"}
+        How context sizes are drawn: evenly, or evenly in their logarithm, which costs less.
     """
 
     synthetic: bool
@@ -59,11 +69,48 @@ class Stage:
     weight_decay: float = 0.1
     dropout: float = 0.0
     patience: int = 5
+    schedule: str = "plateau"
+    sizes: str = "even"
+
+    def __post_init__(self) -> None:
+        for name, known in (("schedule", SCHEDULES), ("sizes", DRAWS)):
+            if getattr(self, name) not in known:
+                raise UsageError(
+                    f"A stage has {name} {getattr(self, name)!r}.", f"Give {' or '.join(known)}."
+                )
+
+    def draw_size(self, rng: np.random.Generator) -> int:
+        """A context size."""
+        low, high = self.context
+        if self.sizes == "log":
+            return round(math.exp(rng.uniform(math.log(low), math.log(high))))
+        return int(rng.integers(low, high + 1))
+
+    def rate(self, epoch: int, step: int) -> float:
+        """Share of ``lr`` at a step, by the cosine."""
+        return 0.01 + 0.495 * (
+            1 + math.cos(math.pi * (epoch * self.steps + step) / (self.epochs * self.steps))
+        )
 
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """Stages and what they share; the defaults are the published recipe where it is known."""
+    """Stages and what they share; the defaults are the published recipe where it is known.
+
+    Attributes
+    ----------
+    stages : tuple of Stage
+    validation_share : float
+        Share of the training participants' voxels that validation is done on.
+    validation_batches, warmup : int
+        Warm-up counts steps, at the start of every stage.
+    clip : float
+        Largest norm of a gradient.
+    seed : int
+    precision : {"auto", "float32", "bfloat16"}
+        Of the matrix products.  "auto": bfloat16 on a GPU, float32 elsewhere; bfloat16 also pays on a CPU
+        that multiplies in it.
+    """
 
     stages: tuple[Stage, ...] = (
         Stage(synthetic=True, context=(500, 500), lr=1e-3),
@@ -75,6 +122,11 @@ class TrainSettings:
     warmup: int = 100
     clip: float = 1.0
     seed: int = 0
+    precision: str = "auto"
+
+    def __post_init__(self) -> None:
+        if self.precision not in PRECISIONS:
+            raise UsageError(f"Precision {self.precision!r} is not known.", f"Give {', '.join(PRECISIONS)}.")
 
 
 @dataclass(frozen=True)
@@ -202,7 +254,7 @@ class _Run:
         self.identity = json.dumps(identity, sort_keys=True)
         fitted = prior
         if fitted is None and any(stage.synthetic for stage in settings.stages):
-            fitted = fit_prior(people, seed=settings.seed, max_voxels=2000, max_images=2000)
+            fitted = fit_prior(people, seed=settings.seed, max_voxels=2000, max_images=2000, left_out=False)
         learn, held = split_voxels(people, settings.validation_share, settings.seed)
         self.sources = {
             False: (RealVoxels(people, learn), RealVoxels(people, held)),
@@ -246,7 +298,8 @@ class _Run:
                 break
             loss = self._epoch(wrapped, optimiser, number, stage, epoch)
             validation, r = self._validate(number, stage)
-            plateau.step(validation)
+            if stage.schedule == "plateau":
+                plateau.step(validation)
             waited = 0 if validation < best else waited + 1
             row = {"stage": number + 1, "epoch": epoch + 1, "loss": loss, "validation_loss": validation}
             self.history.append({**row, "validation_r": r, "lr": optimiser.param_groups[0]["lr"]})
@@ -268,13 +321,17 @@ class _Run:
         for step in range(stage.steps):
             seeds = [self.settings.seed, number, epoch, step]
             rng = np.random.default_rng(seeds)
-            size = int(rng.integers(stage.context[0], stage.context[1] + 1))
+            size = stage.draw_size(rng)
             batch = self.sources[stage.synthetic][0].draw(rng, stage.batch, size, stage.queries)
             # Dropout: of its own seed, another in each process.
             torch.manual_seed(int(np.random.default_rng([*seeds, self.rank]).integers(2**31)))
             done = epoch * stage.steps + step + 1
-            if done <= self.settings.warmup:
-                for group in optimiser.param_groups:
+            for group in optimiser.param_groups:
+                if stage.schedule == "cosine":
+                    group["lr"] = (
+                        stage.lr * stage.rate(epoch, step) * min(1.0, done / max(self.settings.warmup, 1))
+                    )
+                elif done <= self.settings.warmup:
                     group["lr"] = stage.lr * done / self.settings.warmup
             optimiser.zero_grad(set_to_none=True)
             loss = self._loss(wrapped, self._share(batch))[0]
@@ -289,7 +346,8 @@ class _Run:
         """Loss and median correlation over fixed batches: the same voxels, images and sizes every epoch."""
         self.model.eval()
         losses, rs = [], []
-        sizes = np.linspace(*stage.context, self.settings.validation_batches).astype(int)
+        spaced = np.geomspace if stage.sizes == "log" else np.linspace
+        sizes = spaced(*stage.context, self.settings.validation_batches).astype(int)
         for i, size in enumerate(sizes):
             rng = np.random.default_rng([self.settings.seed, 2**31, number, i])
             batch = self.sources[stage.synthetic][1].draw(rng, stage.batch, int(size), stage.queries)
@@ -301,7 +359,8 @@ class _Run:
 
     def _loss(self, model, tensors):
         x, y, queries, target = tensors
-        half = self.device.type == "cuda"
+        wanted = self.settings.precision
+        half = wanted == "bfloat16" or (wanted == "auto" and self.device.type == "cuda")
         with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
             predicted, _ = model(x, y, queries)
         return torch.nn.functional.mse_loss(predicted.float(), target), predicted, target
