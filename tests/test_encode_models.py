@@ -260,6 +260,25 @@ def test_a_participant_is_done_or_not(made, root, job, monkeypatch) -> None:
     assert all(target.done for target in plan_encoding(job).targets)
 
 
+def test_a_mixture_of_settings_is_said(made, root, job, tmp_path) -> None:
+    from dataclasses import replace
+
+    shutil.copytree(root / "group", tmp_path / "group")
+    store, scratch = str(tmp_path / "group" / "store.zarr"), str(tmp_path / "scratch")
+    settings = replace(job.settings, encode_context=(30,), encode_target=(KEY,))
+    mixed = replace(job, output_dir=str(tmp_path), store=store, scratch=scratch, settings=settings)
+    job_file = write_job(mixed, plan_encoding(mixed), tmp_path / "work")
+    for key in ("sub-01_ONE", "sub-02_ONE", KEY):
+        prepare_step(job_file, key)
+    target_step(job_file, KEY, tmp_path / "work" / "x")
+    notes = json.loads(Path(seal_encoding(job_file)).read_text())["Notes"]
+    assert [note for note in notes if note.startswith("sub-01_ONE, sub-02_ONE: made by an earlier call")]
+    assert not any(
+        "earlier call" in note
+        for note in json.loads((made / "desc-encoding_summary.json").read_text())["Notes"]
+    )
+
+
 def test_models_of_somebody_taken_out_of_the_collection_go(made, root, job, tmp_path) -> None:
     from dataclasses import replace
 

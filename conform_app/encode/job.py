@@ -320,6 +320,18 @@ ALTERING = ("encode", "encode_repeats", "encode_betas", "encode_min_ceiling")
 """Settings that change a participant's results, beside contexts and files."""
 
 
+def settings_hash(settings: EncodeSettings) -> str:
+    """Hash of what models depend on, data aside; kept in records, so that a mixture is noticed."""
+    chosen = {name: getattr(settings, name) for name in (*ALTERING, "encode_context")}
+    files = [
+        settings.encode_model,
+        settings.encode_prior,
+        settings.encode_queries,
+        settings.encode_categories,
+    ]
+    return digest(chosen, [file_hash(path) for path in (*files, *settings.encode_regions)])
+
+
 def _done(root: Path, key: str, space: str, mark: str) -> bool:
     path = root / encode_names("record", key, space)[0]
     try:

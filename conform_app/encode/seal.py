@@ -24,7 +24,7 @@ from conform_app.bids.encoding import (
 from conform_app.bids.naming import sidecar_name
 from conform_app.bids.provenance import write_json, write_text
 from conform_app.encode.given import open_grid
-from conform_app.encode.job import EncodeJob, EncodePlan, methods_of, read_job
+from conform_app.encode.job import EncodeJob, EncodePlan, methods_of, read_job, settings_hash
 from conform_app.encode.model import model_target
 from conform_app.encode.prepare import open_prepared, prepare, prepared_folder
 from conform_app.encode.write import Writer, write_target
@@ -118,7 +118,7 @@ def seal_encoding(job_file: Path, failed: Sequence[str] = ()) -> Path:
         "Methods": list(dict.fromkeys(m for t in plan.targets for m in methods_of(job, t))),
         "Participants": list(records),
         "Failed": list(failed),
-        "Notes": _notes(plan, records),
+        "Notes": _notes(job, plan, records),
         "Records": {key: {k: v for k, v in r.items() if k != "Products"} for key, r in records.items()},
         "Products": {key: r["Products"] for key, r in records.items()},
     }
@@ -203,9 +203,16 @@ def _mask(root: Path, key: str, record: dict[str, Any], space: str, grid: Any) -
     return np.any(values.reshape(grid.n_points, -1) != 0, axis=1)
 
 
-def _notes(plan: EncodePlan, records: dict[str, dict[str, Any]]) -> list[str]:
+def _notes(job: EncodeJob, plan: EncodePlan, records: dict[str, dict[str, Any]]) -> list[str]:
     """Sentences for the report."""
     notes = list(plan.notes)
+    now = settings_hash(job.settings)
+    others = [key for key, record in records.items() if record.get("SettingsHash") != now]
+    if others:
+        notes.append(
+            f"{', '.join(others)}: made by an earlier call with other settings; a call without "
+            "--encode-target makes all alike."
+        )
     for key, record in records.items():
         if record["Prior"] is None:
             notes.append(

@@ -26,7 +26,7 @@ from conform_app.bids.provenance import write_json
 from conform_app.braincorl import category_contrast, text_query
 from conform_app.braincorl.scoring import METRICS, images_at
 from conform_app.encode.given import file_hash, read_categories, read_queries
-from conform_app.encode.job import EncodeJob, EncodePlan, Target
+from conform_app.encode.job import EncodeJob, EncodePlan, Target, settings_hash
 from conform_app.encode.model import Modelled, label
 from conform_app.errors import CannotCreateError
 from conform_app.images import write_maps
@@ -286,6 +286,7 @@ def _record(
         "LeastNoiseCeiling": settings.encode_min_ceiling,
         "CalibrationFactor": found.calibration,
         "RandomSeed": 0,
+        "SettingsHash": settings_hash(settings),
         "Digest": target.digest,
         "Products": products,
     }
