@@ -35,6 +35,24 @@ def haxby_run(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def sites(tmp_path_factory):
+    """Outputs of six participants of three simulated studies (about a minute)."""
+    from group_sites import prepare
+
+    return prepare(tmp_path_factory.mktemp("sites"))
+
+
+@pytest.fixture(scope="session")
+def merged(sites, tmp_path_factory):
+    """Output folder of the group level over all three studies."""
+    from group_sites import group
+
+    out = tmp_path_factory.mktemp("merged") / "out"
+    assert group(sites, sites, out, "--export-hdf5") == 0
+    return out
+
+
+@pytest.fixture(scope="session")
 def validate():
     """Return a function that lists the errors of a BIDS dataset."""
     import json

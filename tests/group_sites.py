@@ -66,3 +66,12 @@ def edit_record(results: Path, site: str, subject: str, change) -> None:
         content = json.loads(path.read_text())
         change(content)
         path.write_text(json.dumps(content))
+
+
+def files_of(folder):
+    """Every file below a folder, with its time and content."""
+    return {
+        p.relative_to(folder): (p.stat().st_mtime_ns, p.read_bytes())
+        for p in folder.rglob("*")
+        if p.is_file()
+    }

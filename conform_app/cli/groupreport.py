@@ -98,11 +98,13 @@ def _brain(collection: Collection, summary: dict[str, Any]) -> Any:
 
     valid = np.zeros(collection.n_vertices, bool)
     valid[collection.valid_vertices()] = True
-    for files in summary.get("geometry") or []:
+    masks = summary.get("geometry") or []
+    for files, middle in zip(masks, summary.get("surfaces") or [[]] * len(masks), strict=False):
         paths = [Path(name) for name in files]
+        own = [path for path in map(Path, middle) if path.is_file()]
         if all(path.is_file() for path in paths):
             try:
-                brain = open_brain(paths, space=collection.space.partition("_")[0], mask=valid)
+                brain = open_brain(paths, space=collection.space.partition("_")[0], mask=valid, own=own)
             except (ConformError, ValueError):
                 continue
             if brain.mask.size == collection.n_vertices:

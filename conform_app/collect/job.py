@@ -166,7 +166,8 @@ def seal_job(job: GroupJob, summaries: Sequence[Mapping[str, Any]]) -> Path:
     -------
     Path
         In the output folder, JSON: ``account``, ``warnings``, ``version``, ``store``, numbers of the audit
-        and of the split, one number a participant for noise ceiling and beta scale, where geometry is found.
+        and of the split, one number a participant for noise ceiling and beta scale, where geometry is found
+        (masks, and the surfaces of those who were carried to the space).
     """
     found = survey(job)
     failed = {s["key"]: str(s["message"]) for s in summaries if s["state"] == "failed"}
@@ -185,6 +186,7 @@ def seal_job(job: GroupJob, summaries: Sequence[Mapping[str, Any]]) -> Path:
         "counts": sealed.split.counts,
         "outcomes": sealed.outcomes,
         "geometry": [list(map(str, m.fits[0].files("brainmask"))) for m in found.pool.merged],
+        "surfaces": [list(map(str, m.fits[0].files("midthickness"))) for m in found.pool.merged],
     }
     return write_json(Path(job.output_dir) / group_name("summary"), content)
 

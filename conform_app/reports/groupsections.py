@@ -147,10 +147,22 @@ def participants(data: GroupData, book: Book) -> Part:
     return part
 
 
+def in_collection(data: GroupData) -> pd.DataFrame:
+    """Trials, those of participants that are not merged without a place in the split.
+
+    Where nobody is merged, only tables are, and everybody's trials count.
+    """
+    trials, people = data.tables["trials"], data.tables["participants"]
+    merged = set(people["participant"][people["merged"].astype(bool)])
+    if not merged or not len(trials):
+        return trials
+    return trials.assign(split=trials["split"].where(trials["participant"].isin(merged), "n/a"))
+
+
 def split(data: GroupData, book: Book) -> Part:
     """Stimuli and split."""
     part = Part("split", "Stimuli and split")
-    trials, stimuli = data.tables["trials"], data.tables["stimuli"]
+    trials, stimuli = in_collection(data), data.tables["stimuli"]
     book.add(
         part, "trials", figures.trials_figure(trials),
         alt="Trials of each participant by split",
@@ -248,7 +260,8 @@ def ceilings(data: GroupData, book: Book) -> Part:
             alt=f"Noise ceiling maps of {joined(list(maps))}",
             caption="Mean noise ceiling of single trials over the participants of each dataset, on one "
             "scale: the most variance of z-scored betas that any model of the stimuli could explain. "
-            "Of train or test, whichever repeats more stimuli; datasets without repeats have none.",
+            "Of train or test, whichever repeats more stimuli; datasets without repeats have none. "
+            f"Shown on {data.brain.geometry.replace('this participant', 'one participant')}.",
         )  # fmt: skip
     elif maps:
         unit = "points" if data.brain is None else data.brain.unit
