@@ -156,7 +156,9 @@ def test_one_participant_that_fails_does_not_keep_the_others(out, arguments, mon
     monkeypatch.setattr(seal, "write_target", broken)
     before = stamps(out / "group" / "encoding")
     assert main([*arguments, *ENCODE, "--overwrite"]) == 1
-    assert "sub-02_Alpha: nothing fits." in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "sub-02_Alpha: nothing fits." in said
+    assert said.count(": encoding model\n") == 4
     after = stamps(out / "group" / "encoding")
     assert after.keys() == before.keys()
     changed = {path.parents[1].name for path in after if after[path] != before[path]}

@@ -24,6 +24,8 @@ STEPS = {
     "psn": "PSN",
     "write": "writing files",
 }
+STEPS_OF_SOMEBODY = {"average": "averaging responses", "model": "encoding model"}
+"""Steps of the encoding models, whose nodes are named STEP_PARTICIPANT."""
 
 
 def read_plugin(path: str | None, nprocs: int, memory: int) -> dict[str, Any]:
@@ -101,6 +103,9 @@ def _announcer() -> Callable[[Any, str], None]:
         if status == "start" and node.name in STEPS:
             plan = Path(node.inputs.plan_file).stem
             LOGGER.info("%s: %s", plan, STEPS[node.name])
+        step = node.name.partition("_sub_")[0]
+        if status == "start" and step in STEPS_OF_SOMEBODY:
+            LOGGER.info("%s: %s", node.inputs.key, STEPS_OF_SOMEBODY[step])
 
     return announce
 
