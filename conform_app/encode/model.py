@@ -99,55 +99,84 @@ def model_target(
         No vertex varies; test images in a context; a context larger than the data.
     """
     person, own = plan.people[target.key], people[target.key]
-    features = {"train": plan.rows(person.train), "test": plan.rows(person.test)}
-    prior = _prior(job, plan, target, people)
-    network = _network(job)
     regions = read_regions(job.settings.encode_regions, _n_vertices(job), job.geometry)
     masks = {"all": np.ones(len(own.vertices), bool)}
     masks |= {name: mask[own.vertices] for name, mask in regions.items()}
-    out = Modelled(own.vertices, Scorer(len(person.test), masks), prior=prior)
-    ceiling = _ceiling(job, target.key, own.vertices)
-    others = [people[name] for name in target.teachers]
+    out = Modelled(own.vertices, Scorer(len(person.test), masks), prior=_prior(job, plan, target, people))
+    task = _Task(
+        out,
+        own,
+        [people[name] for name in target.teachers],
+        plan.rows(person.train),
+        plan.rows(person.test),
+        _ceiling(job, target.key, own.vertices),
+        _network(job),
+        job.memory // 4,
+    )
     order = np.random.default_rng(0).permutation(len(person.train))
     for size in target.sizes:
         check_context_size(size, len(person.train))
-        last = size == target.sizes[-1]
         for repeat in range(min(job.settings.encode_repeats, len(person.train) // size)):
             context = order[repeat * size : (repeat + 1) * size]
             check_disjoint(np.array(person.train)[context], np.array(person.test))
-            check_disjoint(features["train"][context], features["test"])
-            keep = (
-                _Keeper(out, features["test"], job.settings.encode, scratch) if last and repeat == 0 else None
-            )
-            if keep:
-                out.context = context
-            for rows in blocks(len(own.vertices)):
-                betas = np.asarray(own.train[rows][:, context])
-                if not _varies(betas).any():
-                    continue
-                fitted = adapt(
-                    features["train"][context], betas, prior=prior, model=network, memory=job.memory // 4
-                )
-                weights = {"stacked": fitted.weights, **fitted.parts}
-                weights.pop("mean", None)
-                if size >= LEAST_FIVE_FOLD:
-                    weights["five-fold ridge"] = _five_fold(features["train"][context], betas)
-                if others and keep:
-                    weights["group mean"] = _group_mean(others, own.vertices[rows])
-                _measure(
-                    out, weights, size, repeat, rows, features["test"], own.test[rows], ceiling[rows], keep
-                )
-                if keep:
-                    keep.take(rows, fitted, weights)
+            check_disjoint(task.train[context], task.test)
+            keep = None
+            if size == target.sizes[-1] and repeat == 0:
+                keep, out.context = _Keeper(out, task.test, job.settings.encode, scratch), context
+            task.adapt(context, repeat, keep)
     if not out.arrays or not np.isfinite(out.arrays["weights"][:, -1]).any():
         raise DataError(
             f"{target.key}: the responses of every vertex are constant or not finite.",
             "Check what the betas were made from.",
         )
     out.n_constant = int((~np.isfinite(out.arrays["weights"][:, -1])).sum())
-    if network is not None:
-        out.importance = _importance(network, features["train"][out.context], own, out)
+    if task.network is not None:
+        out.importance = _importance(task.network, task.train[out.context], own, out)
     return out
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What stays the same over the contexts of one participant."""
+
+    out: Modelled
+    own: Prepared
+    others: list[Prepared]
+    train: np.ndarray  # features
+    test: np.ndarray
+    ceiling: np.ndarray
+    network: Any
+    memory: int
+
+    def adapt(self, context: np.ndarray, repeat: int, keep: _Keeper | None) -> None:
+        """All estimators from one context, measured; the mapped model is kept where there is a keeper."""
+        x, size = self.train[context], len(context)
+        for rows in blocks(len(self.own.vertices)):
+            betas = np.asarray(self.own.train[rows][:, context])
+            if not _varies(betas).any():
+                continue
+            fitted = adapt(x, betas, prior=self.out.prior, model=self.network, memory=self.memory)
+            weights = {"stacked": fitted.weights, **fitted.parts}
+            weights.pop("mean", None)
+            if size >= LEAST_FIVE_FOLD:
+                weights["five-fold ridge"] = _five_fold(x, betas)
+            if self.others and keep:
+                weights["group mean"] = _group_mean(self.others, self.own.vertices[rows])
+            for method, its in weights.items():
+                self._measure(method, its, size, repeat, rows, keep)
+            if keep:
+                keep.take(rows, fitted, weights)
+
+    def _measure(self, method: str, weights, size: int, repeat: int, rows, keep: _Keeper | None) -> None:
+        out = self.out
+        # the mean of others has seen nothing of this participant
+        name = label(method, 0 if method == "group mean" else size)
+        predicted = predict(weights, self.test)
+        found = out.scorer.add(name, repeat, rows, predicted, self.own.test[rows], self.ceiling[rows])
+        out.repeats[name] = max(out.repeats.get(name, 0), repeat + 1)
+        for metric in METRICS if keep else ():
+            empty = np.full(len(out.vertices), np.nan, np.float32)
+            out.accuracy.setdefault((method, metric), empty)[rows] = found[metric]
 
 
 def _n_vertices(job: EncodeJob) -> int:
@@ -206,20 +235,6 @@ def _group_mean(others: list[Prepared], vertices: np.ndarray) -> np.ndarray:
         weights[there] = person.ridge[place[there]]
         stack.append(weights)
     return group_mean(stack).astype(np.float32)
-
-
-def _measure(out: Modelled, weights, size, repeat, rows, features, measured, ceiling, keep) -> None:
-    for method, its in weights.items():
-        # the mean of others has seen nothing of this participant
-        name = label(method, 0 if method == "group mean" else size)
-        found = out.scorer.add(name, repeat, rows, predict(its, features), measured, ceiling)
-        out.repeats[name] = max(out.repeats.get(name, 0), repeat + 1)
-        if keep is not None:
-            for metric in METRICS:
-                maps = out.accuracy.setdefault(
-                    (method, metric), np.full(len(out.vertices), np.nan, np.float32)
-                )
-                maps[rows] = found[metric]
 
 
 def predict(weights: np.ndarray, features: np.ndarray) -> np.ndarray:
