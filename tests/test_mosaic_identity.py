@@ -16,6 +16,7 @@ from conform_app.mosaic import (
     shared_frames,
 )
 from conform_app.mosaic.identity import stimulus_embeddings
+from conform_app.mosaic.similarity import Embeddings
 
 
 def names(*rows, columns=("dataset", "name", "sha256")):
@@ -144,3 +145,18 @@ def test_movies_by_frames(tmp_path):
     assert pixel_hash(film[0]) != pixel_hash(film[0].reshape(5, 4, 3))
     with pytest.raises(NoInputError):
         frame_hashes(tmp_path / "none")
+
+
+def test_embeddings_are_taken_one_at_a_time():
+    """In the end there is one float32 copy, and there has never been much more."""
+    import tracemalloc
+
+    n, d = 3000, 400
+    given = dict(zip(map(str, range(n)), np.random.default_rng(0).standard_normal((n, d)), strict=True))
+    tracemalloc.start()
+    found = Embeddings.of(given)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 1.2 * n * d * 4
+    expected = np.stack([v / np.linalg.norm(v) for v in given.values()])
+    np.testing.assert_allclose(found.vectors, expected, rtol=1e-6)
