@@ -260,12 +260,13 @@ def _from_span(
 ) -> WideFit:
     """Back from coordinates to units, in one pass."""
     back = span.vectors / span.root
-    kept = [_root(_through(inner, c)) for c in (inner.gsn.signal_cov, inner.gsn.noise_cov)]
+    operator = inner.operator()
+    kept = [_root(operator @ c @ operator.T) for c in (inner.gsn.signal_cov, inner.gsn.noise_cov)]
     noise_var, noise_axes = _leading(inner.gsn.noise_cov)
     weights = back @ (inner.denoised - inner.unit_means[:, None])
-    parts = [weights, back @ noise_axes, *(back @ f for f in kept)]
+    parts = [back @ noise_axes, *(back @ f for f in kept)]
     ends = np.cumsum([p.shape[1] for p in parts])
-    maps = np.concatenate(parts, axis=1)
+    maps = np.concatenate(parts, axis=1).astype(np.float32)  # variances and axes are float32 anyway
     out = _plain(data, valid)
     axes = np.empty((units.size, noise_axes.shape[1]), np.float32)
     t = inner.n_trials
@@ -273,10 +274,10 @@ def _from_span(
         here, m = units[rows], span.unit_means[rows]
         x = data[here].astype(np.float64)
         out["averages"][here] = averages(x, span.there)
-        found = np.split((x[:, span.there] - m[:, None]) @ maps, ends[:-1], axis=1)
-        out["denoised"][here] = found[0] + m[:, None]
-        axes[rows] = found[1]
-        signal, noise = ((f**2).sum(axis=1) for f in found[2:])
+        x = x[:, span.there] - m[:, None]
+        out["denoised"][here] = x @ weights + m[:, None]
+        axes[rows], *found = np.split(x.astype(np.float32) @ maps, ends[:-1], axis=1)
+        signal, noise = (np.einsum("uk,uk->u", f, f, dtype=np.float64) for f in found)
         var_n = span.noise_var[rows]
         var_s = span.data_var[rows] - var_n / inner.gsn.n_trials_data
         out["kept_signal"][here], out["kept_noise"][here] = signal, noise / t
@@ -320,12 +321,6 @@ def _plain(data: np.ndarray, valid: np.ndarray) -> dict[str, np.ndarray]:
         out["averages"][unit] = out["denoised"][unit] = mean
         out["unit_means"][unit] = mean.mean()
     return out
-
-
-def _through(inner: PSNResult, cov: np.ndarray) -> np.ndarray:
-    """Covariance of what the denoiser makes of something with the covariance given."""
-    operator = inner.operator()
-    return operator @ cov @ operator.T
 
 
 def _root(cov: np.ndarray) -> np.ndarray:
