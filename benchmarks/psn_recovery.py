@@ -5,7 +5,10 @@ Signal and noise have power-law spectra over axes of which the leading ten partl
 squared (estimate - truth) over sum of squared truth, both centred per unit; r: median over units of the
 correlation with the truth over conditions.  Means over seeds.
 
-    python benchmarks/psn_recovery.py [--quick] [--seeds 2] [--jobs 1] [--markdown FILE]
+    python benchmarks/psn_recovery.py [--quick | --wide] [--seeds 2] [--jobs 1] [--markdown FILE]
+
+--wide: more units than trials, where the Wiener filter of all units at once works in the span of the trials;
+half of the units have no signal there, and units differ in noise.
 """
 
 from __future__ import annotations
@@ -22,11 +25,13 @@ for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
 
 import numpy as np  # noqa: E402
 
-from conform_app.psn import fit_gsn, fit_psn  # noqa: E402
+from conform_app.psn import fit_gsn, fit_psn, fit_wide  # noqa: E402
 
 TRUNCATING = ("standard", "conservative", "aggressive", "compare")
 METHODS = ("average", "PCA 95 %", *TRUNCATING, "wiener", "cv population", "cv unit", "auto")
 ROWS = list(itertools.product((50, 100, 200, 400), (100, 400), (2, 3, 5), (1, 3, 10)))
+WIDE = [(400, 100, 2, 3), (400, 100, 3, 10), (800, 50, 3, 1), (800, 100, 3, 3), (800, 30, 5, 3)]
+WIDE += [(800, 20, 10, 10), (1500, 60, 3, 3)]
 QUICK = [(50, 200, 5, 3), (100, 200, 3, 1), (100, 200, 3, 3), (100, 200, 3, 10), (100, 100, 2, 3)]
 
 
@@ -72,16 +77,52 @@ def one(task: tuple) -> np.ndarray:
     return np.array([score(estimate, truth) for estimate in estimates])
 
 
+def one_wide(task: tuple) -> np.ndarray:
+    """Average and both Wiener filters: error, r of units with signal, noise left in the others, (3, 3)."""
+    (n_units, n_conditions, n_trials, noise), seed = task
+    warnings.simplefilter("ignore")
+    truth, data = simulate(n_units, n_conditions, n_trials, noise, seed)
+    size = np.exp(0.5 * np.random.default_rng(seed).standard_normal(n_units))[:, None, None]
+    silent = np.arange(n_units) % 2 == 0
+    noise_part = (data - truth[:, :, None]) * size
+    truth[silent] = 0.0
+    data = truth[:, :, None] + noise_part
+    average, span = data.mean(axis=2), fit_wide(data)
+    estimates = (average, fit_psn(data, mode="wiener").denoised, span.denoised)
+    left = [((e - e.mean(axis=1, keepdims=True))[silent] ** 2).sum() for e in estimates]
+    rows = zip(estimates, left, strict=True)
+    return np.array(
+        [(score(e, truth)[0], score(e[~silent], truth[~silent])[1], part / left[0]) for e, part in rows]
+    )
+
+
+def wide(seeds: int, jobs: int) -> list[str]:
+    """The table of more units than trials."""
+    names = ("average", "Wiener, n x n", "Wiener, span of the trials")
+    lines = [f"| units x conditions x trials @ noise | {' | '.join(names)} |", "|---|" + "---|" * len(names)]
+    with ProcessPoolExecutor(jobs) as pool:
+        results = pool.map(one_wide, [(row, seed) for row in WIDE for seed in range(seeds)])
+        for row in WIDE:
+            table = np.mean([next(results) for _ in range(seeds)], axis=0)
+            cells = " | ".join(f"{e:.3f} ({r:.2f}; {s:.2f})" for e, r, s in table)
+            lines.append("| {}x{}x{} @{} | ".format(*row) + cells + " |")
+    return lines
+
+
 def main() -> None:
     """Print the table and how the defaults stand."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--quick", action="store_true", help="five rows only")
+    parser.add_argument("--wide", action="store_true", help="more units than trials")
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--markdown", type=Path, help="also write the table here")
     args = parser.parse_args()
+    if args.wide:
+        print("\n".join(wide(args.seeds, args.jobs)))
+        return
     rows = QUICK if args.quick else ROWS
     lines = [
         f"| units x conditions x trials @ noise | {' | '.join(METHODS)} |",
