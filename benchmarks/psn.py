@@ -104,7 +104,7 @@ def speed(args: argparse.Namespace) -> None:
 
 def cortex(args: argparse.Namespace) -> None:
     """A whole cortex in parcels, or in the span of the trials."""
-    from conform_app.psn import fit_parcels, fit_sample_space
+    from conform_app.psn import fit_parcels, fit_sample_space, fit_wide
     from conform_app.psn.parcels import bisect
 
     data = simulate(args.units, args.conditions, args.trials)
@@ -113,6 +113,8 @@ def cortex(args: argparse.Namespace) -> None:
     if args.mode == "sample-space":
         fit_sample_space(data)
         what = "span of the trials (Wiener, no shrinkage)"
+    elif args.mode == "wide":
+        what = fit_wide(data).estimator
     else:
         place = np.random.default_rng(0).random((args.units, 3))
         parcel = bisect(place)
