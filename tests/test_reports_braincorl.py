@@ -127,6 +127,18 @@ def test_without_repeats_there_is_no_ceiling_and_it_is_said(tmp_path) -> None:
     assert "correlation" in parts.figures[-1].caption
 
 
+def test_queries_are_drawn_and_counted(tmp_path) -> None:
+    from dataclasses import replace
+
+    brain = Brain("volume", (4, 4, 4), affine=np.eye(4), mask=np.ones(64, bool))
+    winner = np.r_[np.zeros(24), np.full(30, 1), np.full(10, 2)]
+    given = replace(data(1, taught=False), queries=("a face", "a place"), winners={"sub-01_A": winner})
+    part = parts_of(given, tmp_path, brain)["encoding-queries"]
+    assert part.tables[0].rows == [("sub-01_A", "75 %", "25 %")]
+    assert [figure.name for figure in part.figures] == ["encodingqueries"]
+    assert "encoding-queries" not in parts_of(data(1, taught=False), tmp_path)
+
+
 def test_no_models_no_sections(tmp_path) -> None:
     assert encoding_parts(GroupData({}, {}, set()), Book(tmp_path)) == []
 

@@ -61,7 +61,28 @@ def read_encoding(output_dir: Path, collection: Collection | None) -> EncodingDa
         if files and method != "five-fold ridge":
             means[method] = read_values(files)
     write_methods(root / "logs", summary)
-    return EncodingData(summary, tables["metrics"], tables["needed"], means, own, against)
+    queries, winners = _winners(root, summary)
+    return EncodingData(summary, tables["metrics"], tables["needed"], means, own, against, queries, winners)
+
+
+def _winners(root: Path, summary: dict[str, Any]) -> tuple[tuple[str, ...], dict[str, np.ndarray]]:
+    """Names of the queries, and the number of the winner at each point, of those who were asked the same."""
+    import pandas as pd
+
+    from conform_app.reports.maps import read_values
+
+    queries: tuple[str, ...] = ()
+    winners = {}
+    for key in summary["Participants"]:
+        products = summary["Products"][key]
+        table, files = _there(root, products.get("queries")), _there(root, products.get("query"))
+        if not table or not files:
+            continue
+        names = tuple(pd.read_csv(table[0], sep="\t", dtype=str)["name"])
+        queries = queries or names
+        if names == queries:
+            winners[key] = read_values(files)
+    return queries, winners
 
 
 def _there(root: Path, names: Any) -> list[Path]:

@@ -40,6 +40,9 @@ class EncodingData:
         Correlation of the mapped model, by participant, likewise.
     against : dict of str to (ndarray, ndarray)
         Noise ceiling of the test phase (percent) and correlation, by participant.
+    queries : tuple of str
+    winners : dict of str to ndarray (n_points,)
+        Number of the query with the largest response, from 1, by participant; 0 where there is no model.
     """
 
     summary: Mapping[str, Any]
@@ -48,6 +51,8 @@ class EncodingData:
     means: Mapping[str, np.ndarray] = field(default_factory=dict)
     own: Mapping[str, np.ndarray] = field(default_factory=dict)
     against: Mapping[str, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
+    queries: tuple[str, ...] = ()
+    winners: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     @property
     def method(self) -> str:
@@ -60,7 +65,10 @@ def encoding_parts(data: GroupData, book: Book) -> list[Part]:
     encoding = data.encoding
     if encoding is None or not encoding.summary.get("Participants"):
         return []
-    return [_overview(encoding), _accuracy(encoding, data.brain, book), _needed(encoding), _methods(encoding)]
+    parts = [_overview(encoding), _accuracy(encoding, data.brain, book), _needed(encoding)]
+    if encoding.queries:
+        parts.append(_queries(encoding, data.brain, book))
+    return [*parts, _methods(encoding)]
 
 
 def _overview(data: EncodingData) -> Part:
@@ -220,6 +228,39 @@ def _needed(data: EncodingData) -> Part:
         "Interpolated over the logarithm of the number of images. A value equal to the smallest context "
         "means that so many were enough, perhaps fewer; 0, that the mean of other participants is. A dash: "
         "not reached."
+    )
+    return part
+
+
+def _queries(data: EncodingData, brain: Brain | None, book: Book) -> Part:
+    """Which query wins where."""
+    part = Part("encoding-queries", "What points respond to most")
+    winners = dict(list(data.winners.items())[:PANELS])
+    if brain is not None and brain.drawable:
+        book.add(
+            part, "encodingqueries", figures.winner_maps(brain, winners, data.queries),
+            alt=f"Which of the queries {joined(list(data.queries))} has the largest response, where",
+            caption=f"Query with the largest predicted response of the {data.method} model, by participant. "
+            "Points that are predicted badly have a winner too: see the maps of accuracy.",
+        )  # fmt: skip
+    shares = {}
+    for person, values in data.winners.items():
+        n = max(int((values > 0).sum()), 1)
+        shares[person] = tuple(
+            f"{100 * (values == i).sum() / n:.0f} %" for i in range(1, len(data.queries) + 1)
+        )
+    rows = [(person, *its) for person, its in shares.items()]
+    part.tables.append(
+        Table(
+            "Share of points that each query wins",
+            ("Participant", *data.queries),
+            rows,
+            frozenset(range(1, len(data.queries) + 1)),
+        )
+    )
+    part.notes.append(
+        "Queries are compared with each other only: text and images lie apart in such spaces, so that the "
+        "level of a response to a text, and its difference to that to an image, mean nothing."
     )
     return part
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from conform_app.reports.maps import Brain
-from conform_app.reports.painting import diverging, draw_brain, draw_scale, paint, picture_aspect
+from conform_app.reports.painting import Scale, diverging, draw_brain, draw_scale, paint, picture_aspect
 from conform_app.reports.style import INK, LINE, SOFT, new_figure
 
 if TYPE_CHECKING:
@@ -135,6 +135,43 @@ def accuracy_maps(brain: Brain, maps: Mapping[str, np.ndarray], label: str) -> F
         draw_brain(picture, brain, paint(brain, values, scale), most=most, aspect=wanted)
         picture.set_title(name, loc="center")
     draw_scale(figure.add_subplot(grid[0, columns]), scale, label)
+    return figure
+
+
+def winner_maps(brain: Brain, maps: Mapping[str, np.ndarray], names: Sequence[str]) -> Figure:
+    """Which of several things wins at each point, a panel a participant.
+
+    Parameters
+    ----------
+    brain : Brain
+    maps : mapping of title to ndarray (n_points,)
+        Numbers from 1; 0 where there is none.
+    names : sequence of str
+    """
+    import matplotlib
+    from matplotlib.patches import Patch
+
+    n = len(names)
+    cmap = "Dark2" if n <= 8 else "turbo"
+    scale = Scale(cmap, 0.5, n + 0.5, 0.5, bins=n)
+    columns = _columns(len(maps), 3)
+    rows = -(-len(maps) // columns)
+    most, wanted = (1, 1.0) if brain.kind != "volume" else (6, 1.1)
+    width = 8.4 / max(columns, 2)
+    tall = float(np.clip(width / picture_aspect(brain, most=most, aspect=wanted), 1.4, 4.5))
+    figure = new_figure(width * columns + 1.6, rows * (tall + 0.35))
+    panels = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes in panels:
+        axes.set_axis_off()
+    for axes, (name, values) in zip(panels, maps.items(), strict=False):
+        shown = np.where(values > 0, values, np.nan)
+        draw_brain(axes, brain, paint(brain, shown, scale), most=most, aspect=wanted)
+        axes.set_title(name, loc="center")
+    colours = matplotlib.colormaps[cmap]((np.arange(n) + 0.5) / n)
+    figure.legend(
+        handles=[Patch(color=c, label=t) for c, t in zip(colours, names, strict=True)],
+        loc="outside right upper",
+    )
     return figure
 
 
