@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from scipy import sparse
@@ -31,6 +32,8 @@ class Carrier:
     ----------
     plan : FitPlan
         With ``surface``.
+    folder : Path
+        Where the matrices from volumes to meshes are left.
     inside : ndarray of bool, shape (n_points,), optional
         Voxels that may contribute, where it is known already; by default see the module.
 
@@ -39,20 +42,18 @@ class Carrier:
     grid : Grid
         Of the surface space.
     sides : tuple of Hemisphere
-    samplings : list of list of VolumeToSurface
-        From the voxels of each grid to the participant's mesh, left and right.
-    matrices : list of csr_matrix, shape (n_surface_points, n_volume_points)
-        One a grid; the points of the subcortex have empty rows.
     points : ndarray of bool, shape (n_surface_points,)
-        Points that have values in every run.
+        Points that have values in every run whose grid was opened.
+    saved : list of dict
+        ``hemi``, ``place``, ``file`` (name in the folder) and ``n_vertices`` of each matrix left there.
     kept : ndarray of bool, shape (n_vertices,)
         Vertices of both hemispheres that are points: all of them, or the cortex of grayordinates.
     inside : list of ndarray of bool, shape (n_volume_points,)
         Voxels that contribute, one a grid.
     """
 
-    def __init__(self, plan: FitPlan, inside: np.ndarray | None = None) -> None:
-        self.plan, self.surface = plan, plan.surface
+    def __init__(self, plan: FitPlan, folder: Path, inside: np.ndarray | None = None) -> None:
+        self.plan, self.surface, self.folder = plan, plan.surface, folder
         self.sides: tuple[Hemisphere, ...] = tuple(open_hemisphere(half) for half in self.surface.hemispheres)
         walls = [side.cortex for side in self.sides]
         if plan.kind == "cifti":
@@ -64,18 +65,9 @@ class Carrier:
         self._images = [open_run(tuple(map(Path, run.bold))) for run in plan.runs]
         self._place, places = self._places()
         self.inside = [inside] if inside is not None else [self._voxels(members) for members in places]
-        pairs = zip(places, self.inside, strict=True)
-        self.samplings = [self._samplings(members[0], voxels) for members, voxels in pairs]
-        self.matrices = [self._matrix(samplings) for samplings in self.samplings]
-        self._maps = [LinearMap(matrix) for matrix in self.matrices]
-        valid = np.logical_and.reduce([found.valid for found in self._maps])
-        valid[self.n_cortex :] = True
-        self.points = valid
-        if not valid.any():
-            raise DataError(
-                f"{plan.name}: no vertex gets a value from the volumes.",
-                "Check that volumes and surfaces are in one space.",
-            )
+        self.points = np.ones(self.grid.n_points, dtype=bool)
+        self.saved: list[dict[str, Any]] = []
+        self._open: tuple[int, LinearMap] | None = None
 
     @property
     def n_cortex(self) -> int:
@@ -102,26 +94,57 @@ class Carrier:
             inside[inside] = finite_varying(self._images[number].load(inside))[1]
         return inside
 
-    def _samplings(self, number: int, voxels: np.ndarray) -> list[VolumeToSurface]:
+    def open_place(self, place: int) -> LinearMap:
+        """Build what carries the runs on a grid: (n_surface_points, n_volume_points).
+
+        One is held at a time, as each run may have a grid of its own; the points of the subcortex have empty
+        rows.
+        """
+        if self._open is None or self._open[0] != place:
+            self._open = None
+            carry = LinearMap(self._matrix(place))
+            self.points &= carry.valid | (np.arange(self.grid.n_points) >= self.n_cortex)
+            if not self.points.any():
+                raise DataError(
+                    f"{self.plan.name}: no vertex gets a value from the volumes of every run.",
+                    "Check that volumes and surfaces are in one space.",
+                )
+            self._open = place, carry
+        return self._open[1]
+
+    def _matrix(self, place: int) -> sparse.csr_matrix:
+        number = self.first_of(place)
         run, grid = self.plan.runs[number], self._images[number].grid
         to_volume = points_to_volume(self.surface, run.transform)
-        return [sample_volume(side, grid, voxels, to_volume, run.bold[0]) for side in self.sides]
-
-    def _matrix(self, samplings: list[VolumeToSurface]) -> sparse.csr_matrix:
-        found = [volume_matrix(*pair) for pair in zip(self.sides, samplings, strict=True)]
+        found = []
+        for side in self.sides:
+            sampling = sample_volume(side, grid, self.inside[place], to_volume, run.bold[0])
+            self._save(place, side, sampling)
+            found.append(volume_matrix(side, sampling))
         matrix = sparse.vstack(found, format="csr")[self.kept]
         rest = self.grid.n_points - matrix.shape[0]
         if rest:
             matrix = sparse.vstack([matrix, sparse.csr_matrix((rest, matrix.shape[1]))], format="csr")
         return matrix
 
+    def _save(self, place: int, side: Hemisphere, sampling: VolumeToSurface) -> None:
+        name = f"{side.half.hemi}_sampling-{place}.h5"
+        facts = {"hemi": side.half.hemi, "place": place, "file": name, "n_vertices": len(side.white[0])}
+        if facts not in self.saved:
+            sampling.save(self.folder / name)
+            self.saved.append(facts)
+
     def first_of(self, place: int) -> int:
         """Number of the first run on a grid."""
         return self._place.index(place)
 
+    def grid_by_grid(self) -> list[int]:
+        """Numbers of the runs, those on one grid together."""
+        return sorted(range(len(self._place)), key=self._place.__getitem__)
+
     def series(self, number: int, device: str = "cpu") -> np.ndarray:
         """Values of a run on the surface: float32 (n_surface_points, n_volumes), NaN where there are none."""
-        image, carry = self._images[number], self._maps[self._place[number]]
+        image, carry = self._images[number], self.open_place(self._place[number])
         used = np.zeros(image.grid.n_points, dtype=bool)
         used[carry.used] = True
         values = image.load(used)
@@ -167,4 +190,4 @@ class Carrier:
 
         arrays, meta = account(self)
         meta["account"] += told
-        return save_arrays(path, arrays, meta | save_transforms(self, path.parent))
+        return save_arrays(path, arrays, meta | save_transforms(self))

@@ -67,29 +67,26 @@ def account(carrier: Carrier) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     return arrays, {"summary": summary} | told
 
 
-def save_transforms(carrier: Carrier, folder: Path) -> dict[str, Any]:
-    """Write the transforms; return their files (names in the folder) for the outputs.
+def save_transforms(carrier: Carrier) -> dict[str, Any]:
+    """Write the transforms between meshes; return the files of all transforms for the outputs.
 
     Returns
     -------
     dict
         ``resamplings``: file by hemisphere, for spheres; ``samplings``: ``hemi``, ``file``, ``run`` (number
         of a run on the grid, None where all runs are on one) and ``n_vertices`` of each from a volume to the
-        mesh.
+        mesh.  Files are names in the carrier's folder.
     """
-    resamplings, samplings = {}, []
+    resamplings = {}
     for side in carrier.sides:
         if side.resampler is not None:
             name = f"{side.half.hemi}_resampling.h5"
-            side.resampler.save(folder / name)
+            side.resampler.save(carrier.folder / name)
             resamplings[side.half.hemi] = name
-    for place, pair in enumerate(carrier.samplings):
-        for side, sampling in zip(carrier.sides, pair, strict=True):
-            name = f"{side.half.hemi}_sampling-{place}.h5"
-            sampling.save(folder / name)
-            run = carrier.first_of(place) if len(carrier.samplings) > 1 else None
-            n_vertices = len(side.white[0])
-            samplings.append({"hemi": side.half.hemi, "file": name, "run": run, "n_vertices": n_vertices})
+    several = len(carrier.inside) > 1
+    samplings = [
+        found | {"run": carrier.first_of(found["place"]) if several else None} for found in carrier.saved
+    ]
     return {"resamplings": resamplings, "samplings": samplings}
 
 

@@ -50,10 +50,10 @@ class CarrySeries(FitInterface):
 
     def work(self, plan: FitPlan, cwd: Path) -> dict[str, Any]:
         """Sample and resample run by run, write the runs and their mask."""
-        carrier = Carrier(plan)
+        carrier = Carrier(plan, cwd)
         names = [carrier.run_files(cwd, run) for run in plan.runs]
-        for number, paths in enumerate(names):
-            write_series(carrier.grid, paths, carrier.series(number, self.inputs.device), plan.tr)
+        for number in carrier.grid_by_grid():
+            write_series(carrier.grid, names[number], carrier.series(number, self.inputs.device), plan.tr)
         return _leave(plan, carrier, names, cwd) | {
             "out_file": str(carrier.leave_account(cwd / "surface.h5"))
         }
@@ -85,11 +85,12 @@ class CarryBetas(FitInterface):
         glm = load_arrays(glm_file, "points", "valid", "noise_pool", "hrf_index")
         inside = glm["points"].copy()
         inside[inside] = glm["valid"]
-        carrier = Carrier(plan, inside)
+        carrier = Carrier(plan, cwd, inside)
+        whole = carrier.open_place(0).matrix
         below = Below(Path(self.inputs.subcortex_file), carrier) if self.inputs.subcortex_file else None
         if below is not None:
             carrier.points[carrier.n_cortex :] = below.kept
-        matrix = carrier.matrices[0][: carrier.n_cortex][carrier.points[: carrier.n_cortex]][:, inside]
+        matrix = whole[: carrier.n_cortex][carrier.points[: carrier.n_cortex]][:, inside]
         arrays = {"points": carrier.points, "valid": np.ones(int(carrier.points.sum()), dtype=bool)}
         n_before = len(glm["valid"])
         for name, values in _each(glm_file):
