@@ -152,7 +152,7 @@ def winner_maps(brain: Brain, maps: Mapping[str, np.ndarray], names: Sequence[st
     from matplotlib.patches import Patch
 
     n = len(names)
-    cmap = "Dark2" if n <= 8 else "turbo"
+    cmap = "Set1" if n <= 9 else "turbo"
     scale = Scale(cmap, 0.5, n + 0.5, 0.5, bins=n)
     columns = _columns(len(maps), 3)
     rows = -(-len(maps) // columns)
