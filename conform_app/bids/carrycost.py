@@ -4,9 +4,9 @@
     peak = base + mesh (n_source + n_target) + max(4 c v t, gathered block + 4 t (v + n_target))
 
 with v voxels of the brain and t volumes of the longest run (c = 2.5 copies while it is found which voxels
-vary); betas in place of volumes where those are carried.  Runs on grids of their own come one after the other.
-Constants: measured peaks of the step, which were 0.68 to 0.83 of this with 2 x 41,000 and 2 x 164,000 vertices
-of the participant, 3 mm and 2 mm voxels, 30 to 156 volumes.
+vary); betas in place of volumes where those are carried.  Runs on grids of their own follow one another.
+Constants: measured peaks of the step, which were 0.68 to 0.83 of this with 2 x 41,000 and 2 x 164,000
+vertices of the participant, 3 mm and 2 mm voxels, 30 to 156 volumes.
 """
 
 from __future__ import annotations
