@@ -9,7 +9,7 @@ from psn_cases import load_case, relative, simulate
 
 from conform_app.errors import DataError, UsageError
 from conform_app.psn import fit_gsn
-from conform_app.psn.covariance import to_psd
+from conform_app.psn.alternation import nearest_psd
 from conform_app.psn.shrinkage import DEFAULT_LEVELS, nll_of_levels, split_order
 
 BUNDLED = ("one_unit", "missing", "two_trials", "options", "uneven")
@@ -141,9 +141,9 @@ def test_nearest_positive_matrix():
         m = rng.standard_normal((9, 9))
         m = (m + m.T) / 2 + shift * np.eye(9)
         w, v = np.linalg.eigh(m)
-        got, pairs = to_psd(m)
+        got, pairs = nearest_psd(m)
         np.testing.assert_allclose(got, (v * np.maximum(w, 0)) @ v.T, atol=1e-12)
-        np.testing.assert_allclose(pairs[0], w)
+        np.testing.assert_allclose(pairs[0], w[::-1])
 
 
 def test_errors_are_of_the_family():

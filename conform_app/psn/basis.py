@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from conform_app.errors import UsageError
+from conform_app.psn.dense import Dense, row_blocks
 
 BASES = ("signal", "difference", "noise", "pca", "random")
 ORDERINGS = ("eigenvalues", "signalvariance", "prediction", "measured")
@@ -60,6 +61,7 @@ def make_basis(
     *,
     eigenvalues: np.ndarray | None = None,
     signal_eig: tuple[np.ndarray, np.ndarray] | None = None,
+    dense: Dense | None = None,
 ) -> Basis:
     """Build axes and the variances along them, in descending order of eigenvalue.
 
@@ -75,15 +77,31 @@ def make_basis(
     eigenvalues : ndarray, (D,), optional
         Of a given matrix.
     signal_eig : tuple, optional
-        Eigenvalues (ascending, unclipped) and eigenvectors whose positive part is signal_cov; spares an
-        eigendecomposition and orders its null space.
+        Eigenvalues (descending, unclipped) and eigenvectors whose positive part is signal_cov; spares an
+        eigendecomposition and orders its null space.  Signs of the eigenvectors change in place.
+    dense : Dense, optional
+        Where to compute, by the shortest way.  By default in the published order of arithmetic.
     """
     axes, values = make_axes(
-        kind, signal_cov, noise_cov, averages, n_trials, eigenvalues=eigenvalues, signal_eig=signal_eig
-    )
-    signal = np.maximum(variance_along(axes, signal_cov), 0.0)
-    noise = np.maximum(variance_along(axes, noise_cov), 0.0)
-    return Basis(axes, values, signal, noise)
+        kind, signal_cov, noise_cov, averages, n_trials,
+        eigenvalues=eigenvalues, signal_eig=signal_eig, dense=dense,
+    )  # fmt: skip
+    if dense is None:
+        signal, noise = variance_along(axes, signal_cov), variance_along(axes, noise_cov)
+    else:
+        noise = dense.variance_along(axes, noise_cov)
+        if kind_of(kind) == "signal":
+            signal = values
+        elif kind_of(kind) == "difference":
+            signal = values + noise / n_trials  # cSb b = lambda b + cNb b / T
+        else:
+            signal = dense.variance_along(axes, signal_cov)
+    return Basis(axes, values, np.maximum(signal, 0.0), np.maximum(noise, 0.0))
+
+
+def kind_of(kind: str | np.ndarray) -> str:
+    """Name of a basis, "custom" for a matrix."""
+    return kind if isinstance(kind, str) else "custom"
 
 
 def make_axes(
@@ -95,6 +113,7 @@ def make_axes(
     *,
     eigenvalues: np.ndarray | None = None,
     signal_eig: tuple[np.ndarray, np.ndarray] | None = None,
+    dense: Dense | None = None,
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Axes and eigenvalues alone, descending; parameters as in `make_basis`."""
     if not isinstance(kind, str):
@@ -104,9 +123,13 @@ def make_axes(
         n = len(signal_cov)
         axes, values = np.linalg.qr(np.random.RandomState(42).randn(n, n))[0], None
     elif kind == "signal" and signal_eig is not None:
-        values, axes = np.maximum(signal_eig[0][::-1], 0.0), fix_signs(signal_eig[1][:, ::-1])
-    else:
+        values, axes = np.maximum(signal_eig[0], 0.0), fix_signs(signal_eig[1], overwrite=True)
+    elif dense is None:
         values, axes = eigenpairs(_matrix_of(kind, signal_cov, noise_cov, averages, n_trials))
+    else:
+        m = _matrix_of(kind, signal_cov, noise_cov, averages, n_trials)
+        values, axes = dense.eigh(m.copy() if m is signal_cov or m is noise_cov else m)
+        axes = fix_signs(axes, overwrite=True)
     return axes, values
 
 
@@ -116,7 +139,8 @@ def _matrix_of(
     if kind == "signal":
         return signal_cov
     if kind == "difference":
-        return signal_cov - noise_cov / n_trials
+        out = noise_cov / n_trials
+        return np.subtract(signal_cov, out, out=out)
     if kind == "noise":
         return noise_cov
     if kind == "pca":
@@ -132,12 +156,16 @@ def eigenpairs(m: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return w[order], fix_signs(v[:, order])
 
 
-def fix_signs(axes: np.ndarray) -> np.ndarray:
+def fix_signs(axes: np.ndarray, *, overwrite: bool = False) -> np.ndarray:
     """Flip columns so that the entry of largest magnitude is positive."""
     if axes.size == 0:
         return axes
-    peak = axes[np.abs(axes).argmax(axis=0), np.arange(axes.shape[1])]
-    return axes * np.where(peak < 0, -1.0, 1.0)
+    axes = axes if overwrite else axes.copy(order="K")
+    for columns in row_blocks(axes.shape[1], len(axes)):
+        block = axes[:, columns]
+        peak = block[np.abs(block).argmax(axis=0), np.arange(block.shape[1])]
+        block *= np.where(peak < 0, -1, 1)
+    return axes
 
 
 def orthonormal_columns(columns: np.ndarray) -> np.ndarray:

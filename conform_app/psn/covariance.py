@@ -8,8 +8,8 @@ The response of n units to condition c in trial j is ``x_cj = s_c + e_cj`` with 
   enter through orthonormal contrasts ``h`` (t - 1 of them, rows of Helmert's matrix): ``F_N = X h'`` has
   the same outer product as the residuals ``X - mean`` in fewer columns.
 * ``cD``: covariance over conditions of the averages, shrunk as well; ``cS = cD - cN / t``.
-* ``cSb, cNb``: both positive semi-definite and consistent with the data, by turns (`biconvex`):
-  ``cSb = PSD(cD - cNb / t)``, ``cNb = PSD(a cN + b (cD - cSb))``.
+* ``cSb, cNb``: both positive semi-definite and consistent with the data, by turns
+  (`conform_app.psn.alternation`).
 
 Kay, Prince, Gebhart, Tuckute, Zhou, Naselaris, Schutt (2025), "Disentangling signal and noise in neural
 responses through generative modeling".  All in float64.
@@ -23,7 +23,9 @@ import numpy as np
 from scipy.linalg import helmert
 
 from conform_app.errors import UsageError
-from conform_app.psn import published
+from conform_app.psn import alternation, published
+from conform_app.psn.alternation import Biconvex, biconvex
+from conform_app.psn.dense import CPU, Dense, add_scaled, dense_on
 from conform_app.psn.intake import Usable, usable_data
 from conform_app.psn.shrinkage import (
     DEFAULT_LEVELS,
@@ -34,9 +36,6 @@ from conform_app.psn.shrinkage import (
     shrunk,
     split_order,
 )
-
-_MAX_ROUNDS = 100
-_SAME = 0.999  # Pearson r between rounds at which the iteration stops
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,7 +76,7 @@ class GSNResult:
     n_trials: float
     n_trials_data: float
     valid: np.ndarray
-    # Eigenvalues (not clipped) and eigenvectors behind signal_cov, when the alternation needed them.
+    # Eigenvalues (descending, not clipped) and eigenvectors behind signal_cov, where they were needed.
     signal_eig: tuple[np.ndarray, np.ndarray] | None = field(default=None, repr=False)
 
 
@@ -88,6 +87,7 @@ def fit_gsn(
     shrink_levels: np.ndarray | None = None,
     uneven: str = "fast",
     reference: bool = False,
+    device: str = "cpu",
 ) -> GSNResult:
     """Estimate signal and noise covariances from repeated trials.
 
@@ -106,6 +106,8 @@ def fit_gsn(
         Reproduce the published code to rounding: no unit is left out (one constant unit then turns off
         shrinkage for all), 1e-10 is added to singular matrices, a single unit's variance is scaled by the
         level.
+    device : {"cpu", "cuda", "auto"}, default "cpu"
+        Where to compute; "auto": on a GPU if there is one.
 
     Returns
     -------
@@ -116,11 +118,11 @@ def fit_gsn(
     DataError
         If data are not 3-D, have no repeats, or a condition has no valid trial.
     UsageError
-        If an option is out of range.
+        If an option is out of range, or there is no such device.
     """
     if uneven not in ("fast", "reference", "missing"):
         raise UsageError(f"uneven = {uneven!r} is not known.", 'Choose "fast" or "missing".')
-    levels = level_grid(shrink, shrink_levels)
+    levels, dense = level_grid(shrink, shrink_levels), dense_on(device)
     usable = usable_data(data, keep_partial=uneven == "missing", keep_all=reference)
     if reference and np.asarray(data).dtype == np.float32:
         usable = replace(usable, x=np.asarray(data))
@@ -128,7 +130,7 @@ def fit_gsn(
         from conform_app.psn.pairwise import gsn_pairwise
 
         return embed(gsn_pairwise(usable, levels, reference=reference), usable.valid)
-    return embed(gsn_complete(usable, levels, levels, reference=reference), usable.valid)
+    return embed(gsn_complete(usable, levels, levels, reference=reference, dense=dense), usable.valid)
 
 
 def level_grid(shrink: bool, shrink_levels: np.ndarray | None) -> np.ndarray:
@@ -142,16 +144,41 @@ def level_grid(shrink: bool, shrink_levels: np.ndarray | None) -> np.ndarray:
 
 
 def gsn_complete(
-    usable: Usable, noise_levels: np.ndarray, data_levels: np.ndarray, *, reference: bool = False
+    usable: Usable,
+    noise_levels: np.ndarray,
+    data_levels: np.ndarray,
+    *,
+    reference: bool = False,
+    dense: Dense = CPU,
+    keep_eig: bool = True,
 ) -> GSNResult:
     """GSN where a trial is either there for all units or for none.
 
-    Grids of a single level fix the shrinkage, which saves the two eigendecompositions of the choice.
+    Grids of a single level fix the shrinkage, which saves the two eigendecompositions of the choice.  Without
+    ``keep_eig`` there is no ``signal_eig``, which may save another.
     """
-    c_n, c_d, mean, s_n, s_d, t_min, t_mean = shrunk_covariances(usable, noise_levels, data_levels, reference)
     n_conditions = usable.there.shape[0]
-    c_s = c_d - c_n / t_min
-    fit = biconvex(c_n, c_s, c_d, t_min, t_mean, n_conditions, reference=reference)
+    factors = factors_of(usable)
+    t_min, t_mean, mean = factors.t_min, factors.t_mean, factors.means.mean(axis=1)
+    s_n = _noise_level(
+        factors.noise, factors.condition, factors.dof, n_conditions, noise_levels, reference, dense
+    )
+    s_d = _data_level(factors.means, data_levels, reference, dense)
+    if reference:
+        c_n, c_d = published.raw_covariances(usable, factors.means, s_n, s_d)
+        c_s = c_d - c_n / t_min
+    else:
+        c_n = shrunk(dense.gram(factors.noise_root()), s_n)
+        c_d = shrunk(dense.gram(factors.data_root()), s_d)
+        del factors
+        if len(c_d) < alternation.LARGE:
+            c_s = c_d - c_n / t_min
+        else:  # in place, and cD again where it is needed
+            add_scaled(c_d, -1 / t_min, c_n)
+            c_s, c_d = c_d, None
+    fit: Biconvex = biconvex(
+        c_n, c_s, c_d, t_min, t_mean, n_conditions, reference=reference, dense=dense, keep_eig=keep_eig
+    )
     return GSNResult(
         signal_cov=fit.signal,
         noise_cov=fit.noise,
@@ -169,36 +196,67 @@ def gsn_complete(
     )
 
 
-def shrunk_covariances(
-    usable: Usable, noise_levels: np.ndarray, data_levels: np.ndarray, reference: bool = False
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, float, float, int, float]:
-    """Covariance of the noise and of the trial averages, each shrunk to the level chosen from its grid.
+@dataclass(frozen=True, eq=False)
+class Factors:
+    """What the covariances are made of.
 
-    Returns
-    -------
-    c_n, c_d : ndarray, (n_units, n_units)
-    mean : ndarray, (n_units,)
-        Mean over conditions.
-    s_n, s_d : float
-        Levels.
+    Attributes
+    ----------
+    noise : ndarray, (n_units, q)
+        Contrasts within conditions.
+    condition, dof : ndarray, (q,)
+        Condition of each contrast and its number of trials minus one.
+    means : ndarray, (n_units, n_conditions)
+        Averages over `t_min` trials.
     t_min, t_mean : int, float
-        Trials averaged for c_d, and trials per condition (T).
+        Trials averaged, and trials per condition (T).
+    n_repeated : int
+        Conditions with two trials or more.
     """
-    n_conditions = usable.there.shape[0]
-    factor, condition, dof, means, t_min = contrasts_and_means(usable)
+
+    noise: np.ndarray
+    condition: np.ndarray
+    dof: np.ndarray
+    means: np.ndarray
+    t_min: int
+    t_mean: float
+    n_repeated: int
+
+    def noise_root(self) -> np.ndarray:
+        """F with ``F F' = cN`` (not shrunk); the contrasts are overwritten."""
+        root = self.noise
+        root /= np.sqrt(self.dof * self.n_repeated)
+        return root
+
+    def data_root(self) -> np.ndarray:
+        """F with ``F F' = cD`` (not shrunk)."""
+        root = self.means - self.means.mean(axis=1, keepdims=True)
+        root /= np.sqrt(self.means.shape[1] - 1)
+        return root
+
+
+def factors_of(usable: Usable) -> Factors:
+    """Contrasts and averages of the trials that are there."""
     counts = usable.there.sum(axis=1)
-    t_mean = max(counts[counts > 1].sum() / n_conditions, 1.0)
-    s_n = _noise_level(factor, condition, dof, n_conditions, noise_levels, reference)
-    s_d = _data_level(means, data_levels, reference)
-    mean = means.mean(axis=1)
-    if reference:
-        c_n, c_d = published.raw_covariances(usable, means, s_n, s_d)
-    else:
-        factor /= np.sqrt(dof * (counts > 1).sum())
-        c_n = shrunk(factor @ factor.T, s_n)
-        deviations = (means - mean[:, None]) / np.sqrt(n_conditions - 1)
-        c_d = shrunk(deviations @ deviations.T, s_d)
-    return c_n, c_d, mean, s_n, s_d, t_min, t_mean
+    t_mean = max(counts[counts > 1].sum() / counts.size, 1.0)
+    noise, condition, dof, means, t_min = contrasts_and_means(usable)
+    return Factors(noise, condition, dof, means, t_min, t_mean, int((counts > 1).sum()))
+
+
+def expected_gain(usable: Usable, s_n: float, s_d: float, dtype: type, dense: Dense = CPU) -> np.ndarray:
+    """``cS - cN / T`` of raw covariances shrunk to given levels, (n_units, n_units)."""
+    factors = factors_of(usable)
+    share = 1 / factors.t_min + 1 / factors.t_mean
+    data = factors.data_root()
+    diagonal = np.einsum("ij,ij->i", data, data)
+    data *= np.sqrt(s_d)
+    out = dense.gram(data.astype(dtype, copy=False))
+    noise = factors.noise_root()
+    diagonal -= share * np.einsum("ij,ij->i", noise, noise)
+    noise *= np.sqrt(share * s_n)
+    out -= dense.gram(noise.astype(dtype, copy=False))
+    np.fill_diagonal(out, diagonal)  # shrinkage leaves it as it is
+    return out
 
 
 def contrasts_and_means(usable: Usable) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, int]:
@@ -245,6 +303,7 @@ def _noise_level(
     n_conditions: int,
     levels: np.ndarray,
     reference: bool,
+    dense: Dense = CPU,
 ) -> float:
     """Level of cN: likelihood of the held-out conditions' residuals."""
     if levels.size == 1:
@@ -254,10 +313,10 @@ def _noise_level(
     # k - 1 contrasts stand for k residual vectors.
     n_points = int(np.round(((dof[held] + 1) / dof[held]).sum()))
     train = factor[:, ~held] / np.sqrt(dof[~held] * n_train)
-    return _level(train, factor[:, held], n_points, levels, reference, "noise")
+    return _level(train, factor[:, held], n_points, levels, reference, "noise", dense)
 
 
-def _data_level(means: np.ndarray, levels: np.ndarray, reference: bool) -> float:
+def _data_level(means: np.ndarray, levels: np.ndarray, reference: bool, dense: Dense = CPU) -> float:
     """Level of cD: likelihood of the held-out conditions' averages about the training mean."""
     if levels.size == 1:
         return float(levels[0])
@@ -265,11 +324,17 @@ def _data_level(means: np.ndarray, levels: np.ndarray, reference: bool) -> float
     mean = means[:, ~held].mean(axis=1, keepdims=True)
     n_train = int((~held).sum())
     train = (means[:, ~held] - mean) / np.sqrt(max(n_train - 1, 1))
-    return _level(train, means[:, held] - mean, int(held.sum()), levels, reference, "data")
+    return _level(train, means[:, held] - mean, int(held.sum()), levels, reference, "data", dense)
 
 
 def _level(
-    train: np.ndarray, points: np.ndarray, n_points: int, levels: np.ndarray, reference: bool, what: str
+    train: np.ndarray,
+    points: np.ndarray,
+    n_points: int,
+    levels: np.ndarray,
+    reference: bool,
+    what: str,
+    dense: Dense,
 ) -> float:
     if reference and len(train) == 1:
         nll = nll_of_scales((train**2).sum(), (points**2).sum() / max(n_points, 1), levels)
@@ -280,75 +345,7 @@ def _level(
         keep = size > np.finfo(float).eps ** 2 * size.max(initial=0.0)
         if not keep.all():
             train, points = train[keep], points[keep]
-    return best_level(nll_of_levels(train, points, n_points, levels), levels, what)
-
-
-@dataclass(frozen=True, eq=False)
-class Biconvex:
-    """Result of the alternation: both covariances, the rounds, the eigenpairs behind the signal's."""
-
-    signal: np.ndarray
-    noise: np.ndarray
-    n_iter: int
-    signal_eig: tuple[np.ndarray, np.ndarray] | None
-
-
-def biconvex(
-    c_n: np.ndarray,
-    c_s: np.ndarray,
-    c_d: np.ndarray,
-    n_averaged: float | np.ndarray,
-    t_mean: float,
-    n_conditions: int,
-    *,
-    reference: bool = False,
-) -> Biconvex:
-    """Positive semi-definite signal and noise covariances that together explain ``c_d`` and ``c_n``.
-
-    The averages hold the noise covariance divided by ``n_averaged`` (trials, or a value per pair of units).
-    """
-    c, t = n_conditions, float(t_mean)
-    den = c * t**2 * (t - 1) + c - 1
-    a, b = c * (t - 1) * t**2 / den, (c - 1) / den * t  # in the published order of operations
-    old_n, old_s, noise = c_n, c_s, c_n
-    n_iter = 0
-    for _ in range(_MAX_ROUNDS):
-        if reference:
-            signal, eig = published.to_psd(c_d - noise / n_averaged), None
-            noise = published.to_psd(a * c_n + b * (c_d - signal))
-        else:
-            signal, eig = to_psd(c_d - noise / n_averaged)
-            noise, _unused = to_psd(a * c_n + b * (c_d - signal))
-        if _settled(signal, old_s) and _settled(noise, old_n):
-            break
-        n_iter += 1
-        old_s, old_n = signal, noise
-    return Biconvex(signal, noise, n_iter, eig)
-
-
-def to_psd(m: np.ndarray) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray] | None]:
-    """The nearest positive semi-definite matrix, with the eigenpairs of m if they were needed."""
-    m = (m + m.T) / 2
-    if published.is_positive(m):
-        return m, None
-    w, v = np.linalg.eigh(m)
-    n_negative = int(np.searchsorted(w, 0.0))
-    if n_negative < m.shape[0] // 2:
-        bad = v[:, :n_negative]
-        m = m - (bad * w[:n_negative]) @ bad.T
-    else:
-        good = v[:, n_negative:]
-        m = (good * w[n_negative:]) @ good.T
-    return (m + m.T) / 2, (w, v)
-
-
-def _settled(new: np.ndarray, old: np.ndarray) -> bool:
-    if new.size == 1:
-        return bool(abs(new.item() - old.item()) < 1e-5)
-    mean_new, mean_old = new.mean(), old.mean()
-    cross = np.vdot(new, old) - new.size * mean_new * mean_old
-    power = (np.vdot(new, new) - new.size * mean_new**2) * (np.vdot(old, old) - new.size * mean_old**2)
-    return bool(power > 0 and cross / np.sqrt(power) > _SAME)
+    return best_level(nll_of_levels(train, points, n_points, levels, dense), levels, what)
 
 
 def ncsnr_of(c_s: np.ndarray, c_n: np.ndarray) -> np.ndarray:

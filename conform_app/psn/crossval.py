@@ -23,7 +23,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from conform_app.psn.result import row_blocks
+from conform_app.psn.dense import CPU, Dense, row_blocks
 from conform_app.psn.shrinkage import split_order
 
 
@@ -125,6 +125,7 @@ def cv_curves(
     means: np.ndarray | None = None,
     centre_test: bool = True,
     swap: bool = False,
+    dense: Dense = CPU,
 ) -> CVCurves:
     """Error curves over the number of dimensions.
 
@@ -143,6 +144,8 @@ def cv_curves(
         Subtract the means from the left-out trials as well; False as in releases before December 2025.
     swap : bool, default False
         Train on the single trials and test on the average of the others.
+    dense : Dense
+        Where to compute.
     """
     n_units = len(x)
     sum_population, sum_units, weight = 0.0, 0.0, 0.0
@@ -151,12 +154,15 @@ def cv_curves(
         axes = basis_of(fold)
         weight += w.sum()
         if per_unit:
-            curve = unit_curves(axes, z, y)
-            sum_units = _add(sum_units, curve)
+            curve = unit_curves(axes, z, y, dense)
             sum_population = _add(sum_population, curve.sum(axis=0))
+            sum_units = _add(sum_units, curve)
         else:
-            sum_population = _add(sum_population, population_curve(axes, z, y))
-    return CVCurves(sum_population / (weight * n_units), sum_units / weight if per_unit else None, len(folds))
+            sum_population = _add(sum_population, population_curve(axes, z, y, dense))
+        del axes, z, y  # before the next fold needs the memory
+    if per_unit:
+        sum_units /= weight
+    return CVCurves(sum_population / (weight * n_units), sum_units if per_unit else None, len(folds))
 
 
 def fold_data(
@@ -185,7 +191,9 @@ def _add(total: np.ndarray | float, curve: np.ndarray) -> np.ndarray:
     if isinstance(total, float):
         return curve
     shared = min(total.shape[-1], curve.shape[-1])
-    return total[..., :shared] + curve[..., :shared]
+    total = total[..., :shared]
+    total += curve[..., :shared]
+    return total
 
 
 def _sides(x: np.ndarray, fold: Fold, swap: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -201,28 +209,30 @@ def _unit_means(x: np.ndarray, fold: Fold, train_averages: np.ndarray) -> np.nda
     return source[:, fold.basis.any(axis=1)].mean(axis=1)
 
 
-def population_curve(axes: np.ndarray, z: np.ndarray, y: np.ndarray) -> np.ndarray:
+def population_curve(axes: np.ndarray, z: np.ndarray, y: np.ndarray, dense: Dense = CPU) -> np.ndarray:
     """Squared error summed over units and conditions for k = 0..D."""
-    p, q = axes.T @ z, axes.T @ y
+    p, q = (dense.product(axes.T, side.astype(axes.dtype, copy=False)) for side in (z, y))
     out = np.empty(axes.shape[1] + 1)
     out[0] = np.einsum("uc,uc->", y, y)
     out[1:] = out[0] + np.cumsum(np.einsum("dc,dc->d", p, p - 2 * q))
     return out
 
 
-def unit_curves(axes: np.ndarray, z: np.ndarray, y: np.ndarray) -> np.ndarray:
+def unit_curves(axes: np.ndarray, z: np.ndarray, y: np.ndarray, dense: Dense = CPU) -> np.ndarray:
     """Squared error summed over conditions, (n_units, D + 1)."""
-    p = axes.T @ z
-    gram = p @ p.T
+    p = dense.product(axes.T, z)
+    gram = dense.gram(p)
     power = gram.diagonal().copy()
-    gram = 2 * np.triu(gram, 1)
+    gram *= 2
+    for d in range(1, len(gram)):
+        gram[d, :d] = 0.0
+    np.fill_diagonal(gram, power)
     n_units, n_axes = axes.shape
     out = np.empty((n_units, n_axes + 1))
     for rows in row_blocks(n_units, n_axes):
         b = axes[rows]
-        step = b @ gram
-        step += b * power
-        step -= 2 * (y[rows] @ p.T)
+        step = dense.product(b, gram)
+        step -= 2 * dense.product(y[rows], p.T)
         step *= b
         out[rows, 0] = np.einsum("uc,uc->u", y[rows], y[rows])
         np.cumsum(step, axis=1, out=out[rows, 1:])

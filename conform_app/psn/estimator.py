@@ -15,9 +15,9 @@ Prince et al. (2025), "Partitioning signal and noise in neural data" (PSN).  All
 
 from __future__ import annotations
 
+import functools
 import warnings
 from dataclasses import replace
-from types import ModuleType
 
 import numpy as np
 
@@ -26,10 +26,11 @@ from conform_app.psn import crossval, gaps, honest
 from conform_app.psn.account import account_of
 from conform_app.psn.basis import Basis
 from conform_app.psn.covariance import GSNResult, gsn_complete, level_grid
+from conform_app.psn.dense import Dense, dense_on
 from conform_app.psn.intake import Usable, as_responses, usable_data
 from conform_app.psn.options import PSNOptions, check_options
 from conform_app.psn.pairwise import gsn_pairwise
-from conform_app.psn.result import Blend, PSNResult, kept_variance, truncate, wiener, wiener_matrix_of
+from conform_app.psn.result import Blend, PSNResult, kept_variance, truncate, wiener_matrix_of
 from conform_app.psn.selection import choose_analytic, compare_bases, ordered_basis
 
 
@@ -52,6 +53,7 @@ def fit_psn(
     shrink: bool = True,
     shrink_levels: np.ndarray | None = None,
     uneven: str = "fast",
+    device: str = "cpu",
 ) -> PSNResult:
     """Denoise the trial averages of a population of units.
 
@@ -94,6 +96,8 @@ def fit_psn(
         Result of `fit_gsn` on the same data, to save time.
     shrink, shrink_levels, uneven
         As in `fit_gsn`.
+    device : {"cpu", "cuda", "auto"}, default "cpu"
+        Where to compute; "auto": on a GPU if there is one.
 
     Returns
     -------
@@ -104,7 +108,7 @@ def fit_psn(
     DataError
         If data are not 3-D, have no repeats, fewer than two conditions or no usable unit.
     UsageError
-        If options are unknown, out of range or do not go together.
+        If options are unknown, out of range or do not go together, or there is no such device.
     """
     data = as_responses(data)
     options = check_options(
@@ -113,11 +117,12 @@ def fit_psn(
     )  # fmt: skip
     if uneven not in ("fast", "missing"):
         raise UsageError(f"uneven = {uneven!r} is not known.", 'Choose "fast" or "missing".')
+    dense = dense_on(device)
     usable = usable_data(data, keep_partial=uneven == "missing")
     pairwise = bool(np.isnan(usable.x[:, usable.there]).any() or (uneven == "missing" and _has_gaps(usable)))
-    gsn = _gsn(usable, gsn, level_grid(shrink, shrink_levels), pairwise)
+    gsn = _gsn(usable, gsn, level_grid(shrink, shrink_levels), pairwise, options, dense)
     mean, whole = _averages(data, usable, pairwise)
-    return _fit(data, usable, gsn, mean, whole, options, gaps if pairwise else honest)
+    return _fit(data, usable, gsn, mean, whole, options, pairwise, dense)
 
 
 def _fit(
@@ -127,32 +132,37 @@ def _fit(
     mean: np.ndarray,
     whole: np.ndarray,
     options: PSNOptions,
-    chooser: ModuleType,
+    pairwise: bool,
+    dense: Dense,
 ) -> PSNResult:
     t = gsn.n_trials
     m = mean.mean(axis=1, keepdims=True)
     if options.basis_name == "compare":
         options = replace(options, basis=compare_bases(usable.x, gsn, mean, t, options))
-    axes = ordered_basis(options, gsn, mean, usable)
-    if options.allowed is not None and options.allowed.max(initial=0) > axes.axes.shape[1]:
+    n_axes = len(mean) if isinstance(options.basis, str) else options.basis.shape[1]
+    if options.allowed is not None and options.allowed.max(initial=0) > n_axes:
         raise UsageError(
-            f"allowable_thresholds exceed the {axes.axes.shape[1]} dimensions of the basis.",
-            "Give smaller ones.",
+            f"allowable_thresholds exceed the {n_axes} dimensions of the basis.", "Give smaller ones."
         )
     groups = None if options.groups is None else options.groups[usable.valid]
     z = mean - m
     choice, denoiser = None, None
-    if options.criterion == "auto":
-        choice = chooser.choose_blend(usable, gsn, axes, options, groups)
-    elif options.criterion == "cv" and not options.forced:
-        choice = chooser.choose_cut(usable, gsn, axes, options, groups)
+    # The axes of all trials, when they are first needed: they and the folds need not be there at once.
+    basis = functools.cache(lambda: ordered_basis(options, gsn, mean, usable, dense))
+    if options.criterion == "auto" or (options.criterion == "cv" and not options.forced):
+        name = "choose_blend" if options.criterion == "auto" else "choose_cut"
+        if pairwise:
+            choice = getattr(gaps, name)(usable, gsn, basis(), options, groups)
+        else:
+            choice = getattr(honest, name)(usable, gsn, basis, options, groups, dense)
+    axes = basis()
     if options.criterion == "auto":
         denoiser = Blend(choice.weights, choice.population, choice.units)
         options = replace(options, **denoiser.options())
     if options.criterion == "wiener":
-        denoised, k, kept = _wiener(gsn, t, z)
+        denoised, k, kept = _wiener(gsn, t, z, dense)
     elif options.criterion == "blend":
-        denoised, k, kept = _blended(denoiser, axes, gsn, t, z)
+        denoised, k, kept = _blended(denoiser, axes, gsn, t, z, dense)
     else:
         if choice is None:
             k = choose_analytic(axes, t, options, groups)
@@ -197,29 +207,42 @@ def _fit(
 
 
 def _blended(
-    blend: Blend, axes: Basis, gsn: GSNResult, t: float, z: np.ndarray
+    blend: Blend, axes: Basis, gsn: GSNResult, t: float, z: np.ndarray, dense: Dense
 ) -> tuple[np.ndarray, float, list[np.ndarray]]:
     """Averages through the weighted mean, effective dimensions, signal and noise variance kept per unit."""
-    operator = blend.operator(axes.axes, gsn, t)
-    kept = [np.einsum("ij,ij->i", operator @ c, operator) for c in (gsn.signal_cov, gsn.noise_cov)]
-    return operator @ z, float(np.trace(operator)), [kept[0], kept[1] / t]
+    operator = blend.operator(axes.axes, gsn, t, dense)
+    return _through(operator, gsn, t, z, dense)
 
 
-def _wiener(gsn: GSNResult, t: float, z: np.ndarray) -> tuple[np.ndarray, float, list[np.ndarray]]:
+def _wiener(
+    gsn: GSNResult, t: float, z: np.ndarray, dense: Dense
+) -> tuple[np.ndarray, float, list[np.ndarray]]:
     """Wiener-filtered averages, effective dimensions, and signal and noise variance kept per unit."""
-    denoised = wiener(gsn.signal_cov, gsn.noise_cov, t, z)
-    a = wiener_matrix_of(gsn.signal_cov, gsn.noise_cov, t)
-    operator = np.linalg.solve(a, gsn.signal_cov).T  # cSb A^-1
-    kept = [
-        np.einsum("ij,ij->i", operator @ gsn.signal_cov, operator),
-        np.einsum("ij,ij->i", operator @ gsn.noise_cov, operator) / t,
-    ]
-    return denoised, float(np.trace(operator)), kept
+    # A and cSb are symmetric: the transpose of A^-1 cSb is cSb A^-1.
+    operator = dense.solver(wiener_matrix_of(gsn.signal_cov, gsn.noise_cov, t))(gsn.signal_cov).T
+    return _through(operator, gsn, t, z, dense)
 
 
-def _gsn(usable: Usable, given: GSNResult | None, levels: np.ndarray, pairwise: bool) -> GSNResult:
+def _through(
+    operator: np.ndarray, gsn: GSNResult, t: float, z: np.ndarray, dense: Dense
+) -> tuple[np.ndarray, float, list[np.ndarray]]:
+    kept = [dense.variance_along(operator.T, c) for c in (gsn.signal_cov, gsn.noise_cov)]
+    return dense.product(operator, z), float(np.trace(operator)), [kept[0], kept[1] / t]
+
+
+def _gsn(
+    usable: Usable,
+    given: GSNResult | None,
+    levels: np.ndarray,
+    pairwise: bool,
+    options: PSNOptions,
+    dense: Dense,
+) -> GSNResult:
     if given is None:
-        return gsn_pairwise(usable, levels) if pairwise else gsn_complete(usable, levels, levels)
+        if pairwise:
+            return gsn_pairwise(usable, levels)
+        keep = options.basis_name in ("signal", "compare")
+        return gsn_complete(usable, levels, levels, dense=dense, keep_eig=keep)
     if given.valid.size != usable.valid.size or (usable.valid & ~given.valid).any():
         raise UsageError("The GSN result was fitted to other units.", "Fit it to the same data.")
     valid = usable.valid

@@ -19,14 +19,15 @@ conditions, and by a tenth.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.linalg import eigh
 
 from conform_app.psn import crossval
-from conform_app.psn.basis import Basis, fix_signs, make_axes
-from conform_app.psn.covariance import GSNResult, gsn_complete, shrunk_covariances
+from conform_app.psn.basis import Basis, make_axes
+from conform_app.psn.covariance import GSNResult, expected_gain, gsn_complete
+from conform_app.psn.dense import CPU, Dense
 from conform_app.psn.intake import Usable
 from conform_app.psn.options import PSNOptions
 from conform_app.psn.result import truncate, wiener
@@ -67,33 +68,48 @@ class Choice:
 
 
 def choose_cut(
-    usable: Usable, gsn: GSNResult, axes: Basis, options: PSNOptions, groups: np.ndarray | None
+    usable: Usable,
+    gsn: GSNResult,
+    axes: Basis | Callable[[], Basis],
+    options: PSNOptions,
+    groups: np.ndarray | None,
+    dense: Dense = CPU,
 ) -> Choice:
-    """The cut with the smallest error on left-out trials."""
+    """The cut with the smallest error on left-out trials; ``axes``, or what makes them, are of all trials."""
     folds, scheme = plan_folds(usable.there, options)
-    axes_of = _remembered(lambda fold: _axes_from(usable, fold.basis, gsn, options), scheme, axes.axes)
+    axes_of = _remembered(
+        lambda fold: _axes_from(usable, fold.basis, gsn, options, dense), scheme, lambda: _made(axes).axes
+    )
     # The published shortcut subtracts the unit means of all trials; refitted folds their own.
     means = crossval.averages(usable.x, usable.there).mean(axis=1) if scheme == "shared" else None
     single = options.level == "unit"
-    curves = crossval.cv_curves(usable.x, folds, axes_of, per_unit=single, means=means)
+    curves = crossval.cv_curves(usable.x, folds, axes_of, per_unit=single, means=means, dense=dense)
     population = pick_population(curves.population, options)
     units = pick_units(curves.units, options, groups) if single else None
     return Choice(population, units, curves.population, scheme, np.eye(3)[1 if single else 0], {})
 
 
 def choose_blend(
-    usable: Usable, gsn: GSNResult, axes: Basis, options: PSNOptions, groups: np.ndarray | None
+    usable: Usable,
+    gsn: GSNResult,
+    axes: Basis | Callable[[], Basis],
+    options: PSNOptions,
+    groups: np.ndarray | None,
+    dense: Dense = CPU,
 ) -> Choice:
-    """Population cut, unit cut, Wiener filter, or a weighted mean of them."""
+    """Population cut, unit cut, Wiener filter, or a weighted mean of them; ``axes`` as in `choose_cut`."""
     folds, scheme = plan_folds(usable.there, options)
-    model_of = _remembered(lambda fold: _model_from(usable, fold.basis, gsn), scheme, (axes.axes, gsn))
+    model_of = _remembered(
+        lambda fold: _model_from(usable, fold.basis, gsn, dense), scheme, lambda: (_made(axes).axes, gsn)
+    )
     kept = []
     for fold in folds:
         z, y, w = crossval.fold_data(usable.x, fold)
         b, fit = model_of(fold)
         trials = float(fold.train[fold.test.any(axis=1)].sum(axis=1).mean())
-        filtered = wiener(fit.signal_cov, fit.noise_cov, trials, z)
-        kept.append((b, z, y, w.sum(), crossval.unit_curves(b, z, y), filtered))
+        filtered = wiener(fit.signal_cov, fit.noise_cov, trials, z, dense)
+        kept.append((b, z, y, w.sum(), crossval.unit_curves(b, z, y, dense), filtered))
+        del b, fit  # before the next fold needs the memory
     length = min(fold[4].shape[1] for fold in kept)
     total = sum(fold[4][:, :length] for fold in kept)
     weight = sum(fold[3] for fold in kept)
@@ -161,14 +177,19 @@ def _candidates(size: int, options: PSNOptions) -> np.ndarray:
     return np.arange(size) if options.allowed is None else options.allowed[options.allowed < size]
 
 
-def _remembered(make, scheme: str, shared):
+def _made(axes: Basis | Callable[[], Basis]) -> Basis:
+    return axes() if callable(axes) else axes
+
+
+def _remembered(make: Callable, scheme: str, shared: Callable) -> Callable:
     """What `make` gives for a fold; folds with the same basis trials follow each other."""
     last: list = []
 
     def model_of(fold: crossval.Fold):
         if scheme == "shared":
-            return shared
+            return shared()
         if not last or not np.array_equal(last[0][0], fold.basis):
+            last.clear()
             last[:] = [(fold.basis, make(fold))]
         return last[0][1]
 
@@ -181,34 +202,45 @@ def _part(usable: Usable, trials: np.ndarray) -> Usable:
     return Usable(x, trials[shown], usable.valid)
 
 
-def _axes_from(usable: Usable, trials: np.ndarray, gsn: GSNResult, options: PSNOptions) -> np.ndarray:
+def _axes_from(
+    usable: Usable, trials: np.ndarray, gsn: GSNResult, options: PSNOptions, dense: Dense
+) -> np.ndarray:
     """Axes that only these trials (n_conditions, n_trials) determine; shrinkage levels stay those of all."""
     part = _part(usable, trials)
-    levels = np.array([gsn.shrink_noise]), np.array([gsn.shrink_data])
     if options.basis_name == "difference" and options.ordering == "eigenvalues":
-        c_n, c_d, *_, t_min, t_mean = shrunk_covariances(part, *levels)
-        c_d -= c_n * (1 / t_min + 1 / t_mean)
-        return positive_axes(c_d)
-    refit = gsn_complete(part, *levels)
+        dtype = np.float32 if len(part.x) > _SINGLE else np.float64
+        return _positive(expected_gain(part, gsn.shrink_noise, gsn.shrink_data, dtype, dense), dense)
+    refit = _refit(part, gsn, dense, keep_eig=True)
     mean = crossval.averages(part.x, part.there)
     if options.descends:
         covs = refit.signal_cov, refit.noise_cov
-        return make_axes(options.basis, *covs, mean, refit.n_trials, signal_eig=refit.signal_eig)[0]
-    return ordered_basis(options, refit, mean, part).axes
+        return make_axes(
+            options.basis, *covs, mean, refit.n_trials, signal_eig=refit.signal_eig, dense=dense
+        )[0]
+    return ordered_basis(options, refit, mean, part, dense).axes
 
 
-def _model_from(usable: Usable, trials: np.ndarray, gsn: GSNResult) -> tuple[np.ndarray, GSNResult]:
+def _model_from(
+    usable: Usable, trials: np.ndarray, gsn: GSNResult, dense: Dense
+) -> tuple[np.ndarray, GSNResult]:
+    refit = _refit(_part(usable, trials), gsn, dense, keep_eig=False)
+    return positive_axes(refit.signal_cov - refit.noise_cov / refit.n_trials, dense), refit
+
+
+def _refit(part: Usable, gsn: GSNResult, dense: Dense, *, keep_eig: bool) -> GSNResult:
     levels = np.array([gsn.shrink_noise]), np.array([gsn.shrink_data])
-    refit = gsn_complete(_part(usable, trials), *levels)
-    return positive_axes(refit.signal_cov - refit.noise_cov / refit.n_trials), refit
+    return gsn_complete(part, *levels, dense=dense, keep_eig=keep_eig)
 
 
-def positive_axes(m: np.ndarray) -> np.ndarray:
+def positive_axes(m: np.ndarray, dense: Dense = CPU) -> np.ndarray:
     """Eigenvectors of a symmetric matrix with positive eigenvalues, descending."""
-    if len(m) > _SINGLE:
-        m = m.astype(np.float32)
-    w, v = eigh(m, driver="evd", check_finite=False, overwrite_a=True)
-    return fix_signs(v[:, w > 0][:, ::-1].astype(np.float64))
+    return _positive(m.astype(np.float32 if len(m) > _SINGLE else np.float64), dense)
+
+
+def _positive(m: np.ndarray, dense: Dense) -> np.ndarray:
+    """The same; m is destroyed."""
+    w, v = dense.eigh(m)
+    return v[:, : np.count_nonzero(w > 0)].astype(np.float64)
 
 
 def plan_folds(there: np.ndarray, options: PSNOptions) -> tuple[list[crossval.Fold], str]:

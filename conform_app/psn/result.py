@@ -9,16 +9,13 @@ The denoiser is kept as axes B and numbers of dimensions K, never as an n x n ma
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
-from scipy.linalg import cho_factor, cho_solve
 
 from conform_app.errors import DataError, UsageError
 from conform_app.psn.covariance import GSNResult
-
-_BLOCK_VALUES = 1 << 23
+from conform_app.psn.dense import CPU, Dense, row_blocks
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,20 +41,25 @@ class Blend:
         kind = int(self.weights.argmax())
         return {"criterion": "wiener" if kind == 2 else "cv", "level": "unit" if kind == 1 else "global"}
 
-    def apply(self, axes: np.ndarray, gsn: GSNResult, n_trials: float, z: np.ndarray) -> np.ndarray:
+    def apply(
+        self, axes: np.ndarray, gsn: GSNResult, n_trials: float, z: np.ndarray, dense: Dense = CPU
+    ) -> np.ndarray:
         """Centred responses (n_valid, m) through the weighted mean."""
         out = np.zeros_like(z)
         for weight, cut in zip(self.weights, (self.population, self.units, None), strict=True):
             if weight > 0:
-                parts = wiener(gsn.signal_cov, gsn.noise_cov, n_trials, z) if cut is None else (
-                    truncate(axes, cut, z)
-                )  # fmt: skip
-                out += weight * parts
+                part = (
+                    wiener(gsn.signal_cov, gsn.noise_cov, n_trials, z, dense)
+                    if cut is None
+                    else truncate(axes, cut, z)
+                )
+                part *= weight
+                out += part
         return out
 
-    def operator(self, axes: np.ndarray, gsn: GSNResult, n_trials: float) -> np.ndarray:
+    def operator(self, axes: np.ndarray, gsn: GSNResult, n_trials: float, dense: Dense = CPU) -> np.ndarray:
         """The n x n matrix of the same."""
-        return self.apply(axes, gsn, n_trials, np.eye(len(axes)))
+        return self.apply(axes, gsn, n_trials, np.eye(len(axes)), dense)
 
 
 @dataclass(frozen=True, eq=False)
@@ -240,16 +242,18 @@ def truncate(axes: np.ndarray, k: int | np.ndarray, z: np.ndarray) -> np.ndarray
     return out
 
 
-def wiener(signal_cov: np.ndarray, noise_cov: np.ndarray, n_trials: float, z: np.ndarray) -> np.ndarray:
+def wiener(
+    signal_cov: np.ndarray, noise_cov: np.ndarray, n_trials: float, z: np.ndarray, dense: Dense = CPU
+) -> np.ndarray:
     """``cSb A^-1 z`` with ``A = cSb + cNb / T``; see `wiener_matrix_of`."""
-    return signal_cov @ cho_solve(
-        cho_factor(wiener_matrix_of(signal_cov, noise_cov, n_trials), lower=True), z
-    )
+    solve = dense.solver(wiener_matrix_of(signal_cov, noise_cov, n_trials))
+    return dense.product(signal_cov, solve(z))
 
 
 def wiener_matrix_of(signal_cov: np.ndarray, noise_cov: np.ndarray, n_trials: float) -> np.ndarray:
     """A, the covariance of averages over T trials, with 1e-10 of its mean variance added to the diagonal."""
-    a = signal_cov + noise_cov / n_trials
+    a = noise_cov / n_trials
+    a += signal_cov
     a[np.diag_indices_from(a)] += 1e-10 * np.trace(a) / len(a)
     return a
 
@@ -264,10 +268,3 @@ def kept_variance(axes: np.ndarray, k: int | np.ndarray, *variances: np.ndarray)
         weights[np.arange(axes.shape[1]) >= limit[rows, None]] = 0.0
         out[rows] = weights @ along
     return list(out.T)
-
-
-def row_blocks(n: int, width: int) -> Iterator[slice]:
-    """Slices over n rows that hold a bounded number of values."""
-    size = max(1, _BLOCK_VALUES // max(1, width))
-    for start in range(0, n, size):
-        yield slice(start, min(start + size, n))

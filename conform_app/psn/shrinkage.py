@@ -18,6 +18,8 @@ import warnings
 
 import numpy as np
 
+from conform_app.psn.dense import CPU, Dense
+
 DEFAULT_LEVELS = np.linspace(0.0, 1.0, 51)
 _HELD_OUT = 5  # one in five conditions is held out
 
@@ -37,7 +39,9 @@ def held_out_mask(n_conditions: int) -> np.ndarray:
     return mask
 
 
-def nll_of_levels(factor: np.ndarray, points: np.ndarray, n_points: int, levels: np.ndarray) -> np.ndarray:
+def nll_of_levels(
+    factor: np.ndarray, points: np.ndarray, n_points: int, levels: np.ndarray, dense: Dense = CPU
+) -> np.ndarray:
     """Mean negative log-likelihood of held-out points for each shrinkage level.
 
     Parameters
@@ -49,6 +53,8 @@ def nll_of_levels(factor: np.ndarray, points: np.ndarray, n_points: int, levels:
     n_points : int
         Number of held-out points that `points` stands for.
     levels : ndarray, (n_levels,) float64
+    dense : Dense
+        Where to compute.
 
     Returns
     -------
@@ -63,14 +69,14 @@ def nll_of_levels(factor: np.ndarray, points: np.ndarray, n_points: int, levels:
     white = factor / np.sqrt(d)[:, None]
     z = points / np.sqrt(d)[:, None]
     if r < n:
-        lam, q = np.linalg.eigh(white.T @ white)
-        keep = lam > max(lam[-1], 0.0) * n * np.finfo(float).eps
+        lam, q = dense.eigh(dense.gram(white.T))
+        keep = lam > max(lam[0], 0.0) * n * np.finfo(float).eps
         lam, q = lam[keep], q[:, keep]
-        coordinates = q.T @ (white.T @ z)
+        coordinates = q.T @ dense.product(white.T, z)
         power = np.einsum("ij,ij->i", coordinates, coordinates) / (lam * n_points)
         rest = max(np.einsum("ij,ij->", z, z) / n_points - power.sum(), 0.0)
     else:
-        lam, q = np.linalg.eigh(white @ white.T)
+        lam, q = dense.eigh(dense.gram(white))
         coordinates = q.T @ z
         power = np.einsum("ij,ij->i", coordinates, coordinates) / n_points
         rest = 0.0
