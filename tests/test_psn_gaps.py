@@ -65,7 +65,6 @@ def with_gaps(n_units=40, n_conditions=60, n_trials=4, share=0.15, seed=0):
 
 
 @pytest.mark.parametrize("options", [{}, {"threshold": "global"}, {"mode": "auto"}])
-@pytest.mark.filterwarnings("ignore:Too few complete trials")
 def test_gaps_of_single_units_cost_little(options):
     ours, plain, best = [], [], []
     for seed in range(2):
@@ -83,7 +82,6 @@ def test_gaps_of_single_units_cost_little(options):
     assert np.mean(ours) < 1.5 * np.mean(best)
 
 
-@pytest.mark.filterwarnings("ignore:Too few complete trials")
 def test_conditions_shown_once_are_denoised_too():
     truth, data = with_gaps()
     fit = fit_psn(data, uneven="missing")
@@ -111,7 +109,21 @@ def test_left_out_trials_do_not_touch_what_they_are_tested_on():
     np.testing.assert_array_equal(tested, np.where(counts > 1, counts, 0))
 
 
-@pytest.mark.filterwarnings("ignore:Too few complete trials")
+def test_shrinkage_is_chosen_though_no_trial_is_complete():
+    _, data = simulate(60, 40, 3)
+    whole = fit_gsn(data)
+    rng = np.random.default_rng(0)
+    data[rng.random(data.shape) < 0.05] = np.nan
+    assert np.isnan(data).any(axis=0).sum() > 100
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fit = fit_gsn(data, uneven="missing")
+    assert whole.shrink_noise - 0.25 <= fit.shrink_noise <= whole.shrink_noise
+    assert whole.shrink_data - 0.25 <= fit.shrink_data <= whole.shrink_data + 0.1
+    with pytest.warns(RuntimeWarning, match="none is applied"):
+        assert fit_gsn(data, uneven="missing", reference=True).shrink_noise == 1
+
+
 def test_units_do_not_lose_trials_because_others_miss_them():
     """T counts the trials that units have, not those that all units have."""
     rng = np.random.default_rng(0)

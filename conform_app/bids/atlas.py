@@ -67,9 +67,13 @@ def with_atlas(plan: FitPlan, model: ModelSettings) -> FitPlan:
         labels_of(plan, analysis_points(plan)[0])
     else:  # the grid is that of the surfaces that the data are carried to
         from conform_app.images.files import require
+        from conform_app.images.runs import kind_of
 
-        for path in files:
-            require(Path(path))
+        if kind_of(tuple(require(Path(path)) for path in files)) == "volume":
+            raise DataError(
+                f"{plan.name}: the atlas {files[0]} is a volume, and PSN works on the surface.",
+                "Give an atlas of that surface (.label.gii, one a hemisphere, or .dlabel.nii).",
+            )
     return plan
 
 

@@ -59,9 +59,12 @@ def gsn_pairwise(
     given = [None if reference or grid.size > 1 else float(grid[0]) for grid in (levels, data_levels)]
     s_n, s_d = given
     if s_n is None:
-        s_n = _level_or_one("noise", lambda: _noise_level_of_complete(usable, levels, reference))
+        s_n = _noise_level_of_complete(usable, levels, reference)
     if s_d is None:
-        s_d = _level_or_one("data", lambda: _data_level_of_complete(means, data_levels, reference))
+        s_d = _data_level_of_complete(means, data_levels, reference)
+    if not reference and (s_n is None or s_d is None):
+        s_n, s_d = _levels_of_filled(usable, means, origin, s_n, s_d, levels, data_levels)
+    s_n, s_d = _or_one("noise", s_n), _or_one("data", s_d)
     c_n, bias = _noise_and_bias(x - origin[:, None, None], mask)
     c_n = shrunk(c_n, s_n, reference=reference)
     c_d = shrunk(_masked_cov(means - origin[:, None], counts > 0), s_d, reference=reference)
@@ -134,16 +137,39 @@ def _masked_cov(d: np.ndarray, mask: np.ndarray) -> np.ndarray:
     return (y @ y.T - sums * sums.T / shared) / (shared - 1)
 
 
-def _level_or_one(what: str, choose) -> float:
-    level = choose()
+def _or_one(what: str, level: float | None) -> float:
     if level is None:
         warnings.warn(
             f"Too few complete trials to choose the shrinkage of the {what} covariance; none is applied.",
             RuntimeWarning,
-            stacklevel=4,
+            stacklevel=3,
         )
         return 1.0
     return level
+
+
+def _levels_of_filled(
+    usable: Usable,
+    means: np.ndarray,
+    origin: np.ndarray,
+    s_n: float | None,
+    s_d: float | None,
+    levels: np.ndarray,
+    data_levels: np.ndarray,
+) -> tuple[float | None, float | None]:
+    """Levels not found yet, with each unit's missing trials taken to be its mean of the condition.
+
+    That makes units look somewhat less correlated than they are, and the levels somewhat low.
+    """
+    known = ~np.isnan(usable.x)
+    there = 2 * known.sum(axis=0) >= len(known)
+    means = np.where(np.isnan(means), origin[:, None], means)
+    if s_n is None:
+        x = np.where(known, usable.x, np.where(there, means[:, :, None], np.nan))
+        s_n = _noise_level_of_complete(Usable(np.where(there, x, np.nan), there, usable.valid), levels, False)
+    if s_d is None:
+        s_d = _data_level_of_complete(means, data_levels, False)
+    return s_n, s_d
 
 
 def _noise_level_of_complete(usable: Usable, levels: np.ndarray, reference: bool) -> float | None:
