@@ -87,6 +87,17 @@ def test_the_gain_is_right_where_images_are_few(study: dict) -> None:
     assert 0.85 < np.median(factors) < 1.15
 
 
+def test_the_gain_follows_the_voxel_where_images_are_many() -> None:
+    from conform_app.braincorl.aligned import _slopes
+
+    rng = np.random.default_rng(15)
+    truth = rng.uniform(0.2, 1.8, (200, 1))
+    for n, worst in ((20, 0.6), (2000, 0.1)):
+        p = rng.standard_normal((200, n))
+        found = _slopes(p, truth * p + 2 * rng.standard_normal((200, n)))[:, None]
+        assert np.sqrt(((found - truth) ** 2).mean()) < worst
+
+
 def test_the_curve_stands_on_the_contexts_of_the_others(study: dict, monkeypatch) -> None:
     import conform_app.braincorl.evaluation as evaluation
     from conform_app.braincorl.aligned import AlignedAverage

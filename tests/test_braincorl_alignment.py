@@ -56,12 +56,14 @@ def test_procrustes_recovers_a_rotation_and_stays_on_the_images_span() -> None:
     assert round(np.trace(on_span)) == 10
 
 
-def test_ridge_is_the_closed_form_with_the_penalty_of_the_folds(pair) -> None:
+@pytest.mark.parametrize("n_source", [8, 70])
+def test_ridge_is_the_closed_form_with_the_penalty_of_the_folds(pair, n_source: int) -> None:
     from sklearn.linear_model import Ridge
 
     from conform_app.braincorl.ridge import folds_of
 
     x, y = pair
+    x = np.random.default_rng(14).standard_normal((n_source, 8)) @ x  # fewer voxels than images, and more
     for penalty in (0.1, 30.0):
         expected = Ridge(alpha=penalty, fit_intercept=False).fit(x.T, y.T).coef_
         np.testing.assert_allclose(ridge_map(x, y, penalties=[penalty]), expected, atol=1e-9)

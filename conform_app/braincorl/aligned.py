@@ -7,8 +7,9 @@ has seen some of the same images; on these each training participant is aligned 
     w_v = g_v * mean_p (M_p W_p)_v + offset
 
 with g a gain per voxel: noisy maps give predictions that are too large or too small, and the gain is the
-least-squares slope of betas on predictions for held-out fifths of the context, with ten voxels' worth of
-evidence from all voxels together.  Unlike the other estimators this one needs images that participants share.
+least-squares slope of betas on predictions for held-out fifths of the context, to which all voxels together
+add the evidence of 200 images: with few images the participant decides, with many the voxel.  Unlike the
+other estimators this one needs images that participants share.
 """
 
 from __future__ import annotations
@@ -19,13 +20,14 @@ from typing import Any
 
 import numpy as np
 
-from conform_app.braincorl.alignment import LEAST_SHARED, METHODS, POOLED, Alignment, align
+from conform_app.braincorl.alignment import LEAST_SHARED, METHODS, Alignment, align
 from conform_app.braincorl.checks import check_betas, check_context_size, check_disjoint, check_features
 from conform_app.braincorl.evaluation import LearningCurve, explained_variance, pearson
 from conform_app.braincorl.participants import as_participants
 from conform_app.braincorl.ridge import fit_ridge, folds_of
 from conform_app.errors import DataError, UsageError
 
+POOLED_IMAGES = 200  # worth of evidence on a voxel's gain from all voxels together
 LARGEST_GAIN = 2.0
 
 
@@ -179,14 +181,17 @@ class AlignedAverage:
             weights = np.mean(list(parts.values()), axis=0)
             p[:, test] = weights[:, :-1] @ (features[test] - features[keep].mean(axis=0)).T
             y[:, test] = betas[:, test] - betas[:, keep].mean(axis=1, keepdims=True)
-        p, y = p[valid], y[valid]
-        p[~np.isfinite(p).all(axis=1)] = 0
-        spread = (y**2).sum(axis=1)
-        both, own = (p * y).sum(axis=1) / spread, (p**2).sum(axis=1) / spread
-        slope = (both + POOLED * both.mean()) / np.maximum(own + POOLED * own.mean(), 1e-12)
         gain = np.ones(len(betas))
-        gain[valid] = slope.clip(0, LARGEST_GAIN)
+        gain[valid] = _slopes(np.nan_to_num(p[valid]), y[valid]).clip(0, LARGEST_GAIN)
         return gain
+
+
+def _slopes(p: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Slope of each row of y on p, with the evidence of some images from all rows together."""
+    spread = (y**2).sum(axis=1)
+    both, own = (p * y).sum(axis=1) / spread, (p**2).sum(axis=1) / spread
+    pooled = POOLED_IMAGES / y.shape[1]
+    return (both + pooled * both.mean()) / np.maximum(own + pooled * own.mean(), 1e-12)
 
 
 def fit_aligned(

@@ -323,16 +323,26 @@ def procrustes_map(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 def ridge_map(x: np.ndarray, y: np.ndarray, *, penalties=PENALTIES, seed: int = 0) -> np.ndarray:
     """Ridge regression of y's rows on x's, a penalty per row of y; nothing is centred."""
+    penalties = np.asarray(penalties, np.float64)
     error = np.zeros((len(penalties), len(y)))
     for test in folds_of(x.shape[1], 5, seed) if len(penalties) > 1 else []:
         keep = np.setdiff1d(np.arange(x.shape[1]), test)
-        s, u = np.linalg.eigh(x[:, keep].T @ x[:, keep])
-        of_y, of_test = y[:, keep] @ u, u.T @ (x[:, keep].T @ x[:, test])
+        left, s, right = _spectrum(x[:, keep])
+        of_y, of_test = y[:, keep] @ left, right @ x[:, test]
         for i, penalty in enumerate(penalties):
             error[i] += ((y[:, test] - (of_y / (s + penalty)) @ of_test) ** 2).sum(axis=1)
     best = (error + POOLED * error.mean(axis=1, keepdims=True)).argmin(axis=0)
+    left, s, right = _spectrum(x)
+    return ((y @ left) / (s + penalties[best][:, None])) @ right
+
+
+def _spectrum(x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Factors of ridge at any penalty a: ``X' (X X' + a)^-1 = left diag(1 / (s + a)) right``."""
+    if len(x) < x.shape[1]:
+        s, q = np.linalg.eigh(x @ x.T)
+        return x.T @ q, s, q.T
     s, u = np.linalg.eigh(x.T @ x)
-    return ((y @ u) / (s + np.asarray(penalties)[best][:, None])) @ u.T @ x.T
+    return u, s, u.T @ x.T
 
 
 def transport_map(
