@@ -230,6 +230,24 @@ def test_farthest_takes_the_largest_median_distances():
     np.testing.assert_allclose(median_distance(Embeddings.of(vectors).vectors), distance, atol=1e-6)
 
 
+def test_farthest_is_taken_of_each_task():
+    """The images of one task lie close together, and still a fifth of them is test."""
+    rng = np.random.default_rng(3)
+    vectors = {f"coco{i}": np.ones(6) + 0.01 * rng.standard_normal(6) for i in range(10)}
+    vectors |= {f"net{i}": rng.standard_normal(6) for i in range(30)}
+    task = ["coco"] * 10 + ["net"] * 30
+    trials = pd.DataFrame({"participant": "sub-01", "stimulus": list(vectors), "task": task})
+    phase = own_split(trials, rule="farthest", fraction=0.2, embeddings=vectors)
+    assert [(phase[trials["task"] == name] == "test").sum() for name in ("coco", "net")] == [2, 6]
+    for name in ("coco", "net"):
+        its = {k: v for k, v in vectors.items() if k.startswith(name)}
+        alone = own_split(trials[trials["task"] == name], rule="farthest", embeddings=its)
+        np.testing.assert_array_equal(alone, phase[trials["task"] == name])
+    both = pd.concat([trials, trials[:10].assign(task="net")], ignore_index=True)
+    phase = own_split(both, rule="farthest", embeddings=vectors)
+    assert both.assign(phase=phase).groupby("stimulus")["phase"].nunique().max() == 1
+
+
 def test_shared_stimuli_are_those_that_several_participants_saw():
     trials = pd.DataFrame({"participant": list("aaaabbbc"), "stimulus": list("xxyzzwwv")})
     phase = own_split(trials, rule="shared")

@@ -7,8 +7,8 @@ Whatever the rule, no stimulus of a participant ends on both sides of that parti
               same side in every participant and every dataset, and keeps it when data are added;
 ``run``       the last runs of each participant are test, as far as their stimuli were not shown in the others
               (HAD: runs 10 to 12 of 12);
-``farthest``  per participant, the fraction of stimuli with the largest median cosine distance to the
-              participant's others is test (MOSAIC's rule for NOD, on DreamSim embeddings);
+``farthest``  per participant (and task, where there are several), the fraction of stimuli with the largest
+              median cosine distance to the others is test (MOSAIC's rule for NOD, on DreamSim embeddings);
 ``shared``    stimuli that more than one participant saw are test (NSD: its shared 1,000).
 """
 
@@ -41,7 +41,8 @@ def own_split(
     ----------
     trials : DataFrame
         One row per trial, in order of presentation: ``participant``, ``stimulus``; for ``run`` also
-        ``run`` and, where there are several, ``session``.
+        ``run`` and, where there are several, ``session``; for ``farthest`` also ``task``, where there are
+        several.
     rule : {"stimulus", "run", "farthest", "shared"}
         See the module's text.
     fraction : float, default 0.2
@@ -83,7 +84,8 @@ def own_split(
             if rule == "run":
                 test[rows] = _last_runs(trials.iloc[rows], fraction)
             else:
-                test[rows] = _farthest(stimulus[rows], fraction, unit)
+                tasks = trials["task"].to_numpy(str)[rows] if "task" in trials.columns else None
+                test[rows] = _farthest(stimulus[rows], tasks, fraction, unit)
     if len(trials) and (test.all() or not test.any()):
         raise DataError(
             f"The rule {rule!r} leaves no {'train' if test.all() else 'test'} trial.",
@@ -107,8 +109,18 @@ def _last_runs(trials: pd.DataFrame, fraction: float) -> np.ndarray:
     return np.array([name not in early for name in stimulus], dtype=bool)
 
 
-def _farthest(stimulus: np.ndarray, fraction: float, unit: Embeddings) -> np.ndarray:
-    names = sorted(set(stimulus))
+def _farthest(
+    stimulus: np.ndarray, tasks: np.ndarray | None, fraction: float, unit: Embeddings
+) -> np.ndarray:
+    """Trials of one participant that are test; a stimulus that is in one task is in all."""
+    if tasks is None:
+        tasks = np.zeros(len(stimulus), int)
+    test = set().union(*(_far_names(set(stimulus[tasks == task]), fraction, unit) for task in set(tasks)))
+    return np.array([name in test for name in stimulus], dtype=bool)
+
+
+def _far_names(stimuli: set[str], fraction: float, unit: Embeddings) -> set[str]:
+    names = sorted(stimuli)
     found, vectors = unit.take(names)
     if len(found) < len(names):
         first = sorted(set(names) - set(found))[0]
@@ -117,5 +129,4 @@ def _farthest(stimulus: np.ndarray, fraction: float, unit: Embeddings) -> np.nda
             "The rule 'farthest' needs an embedding of every stimulus.",
         )
     far = np.argsort(-median_distance(vectors), kind="stable")  # ties by name
-    test = {names[i] for i in far[: round(fraction * len(names))]}
-    return np.array([name in test for name in stimulus], dtype=bool)
+    return {names[i] for i in far[: round(fraction * len(names))]}
