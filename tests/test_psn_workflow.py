@@ -131,6 +131,32 @@ def test_all_voxels_at_once(dataset, tmp_path, monkeypatch, capsys):
     assert re.search(r"up to 50 voxels at once, and these are 100", last_line(capsys))
 
 
+def hemispheres(folder, labels):
+    """A pair of label files with the same numbers on both sides."""
+    paths = []
+    for hemi in "LR":
+        array = nib.gifti.GiftiDataArray(np.asarray(labels, np.int32), intent="NIFTI_INTENT_LABEL")
+        paths.append(folder / f"hemi-{hemi}_dseg.label.gii")
+        nib.save(nib.gifti.GiftiImage(darrays=[array]), paths[-1])
+    return paths
+
+
+@pytest.mark.end_to_end
+@pytest.mark.usefixtures("no_templates")
+def test_labels_of_hemispheres_on_data_carried_to_the_surface(balls, tmp_path, capsys):
+    words = ("--output-spaces", "fsnative", "--psn", "wiener", "--psn-parcels")
+    labels = 1 + (np.arange(400) >= 200)
+    assert run(balls, tmp_path / "out", *words, *hemispheres(tmp_path, labels)) == 0
+    found = json.loads(next((tmp_path / "out").rglob("log/fits/*fsnative*.json")).read_text())
+    assert found["choices"]["psn"]["parcels"]["n_labels"] == 4
+    assert found["choices"]["psn"]["n_parcels"] == 4
+    capsys.readouterr()
+    assert run(balls, tmp_path / "a", *words, *hemispheres(tmp_path, labels[:300])) == 65
+    assert "300 vertices a hemisphere, the data have 400" in last_line(capsys)
+    assert run(balls, tmp_path / "b", *words, dseg(tmp_path / "v.nii.gz", np.ones(SHAPE))) == 65
+    assert "is a volume" in last_line(capsys)
+
+
 @pytest.mark.end_to_end
 def test_haxby_with_a_made_atlas(tmp_path):
     mask = nib.load(next(HAXBY.rglob("*desc-brain_mask.nii.gz")))
