@@ -11,7 +11,7 @@ from conform_app.braincorl.stacking import choose_shares
 
 
 def test_chance_agreement_on_few_images_is_not_taken_for_skill() -> None:
-    """A useless estimator that errs alike in all voxels: with 20 images it agrees with something by chance."""
+    """A useless estimator that errs alike in all voxels: with 20 images it agrees by chance."""
     rng = np.random.default_rng(0)
     lost = []
     for _ in range(40):
@@ -66,7 +66,7 @@ def long_tailed(rng: np.random.Generator):
 
 
 def test_signal_that_passes_for_noise_is_known_from_participants_left_out() -> None:
-    """The predictive standard deviation is far nearer to the errors at 20 images than without that knowledge."""
+    """The predictive standard deviation is far nearer to the errors at 20 images than without it."""
     people = long_tailed(np.random.default_rng(3))
     train = {}
     for name in ("sub-01", "sub-02"):
@@ -96,12 +96,14 @@ def test_noise_is_lowered_by_the_share_of_signal_in_it() -> None:
     people = long_tailed(np.random.default_rng(5))
     features, _, betas = people(200, 100)
     plain = flat_prior(61)
-    aware = Prior(plain.means, plain.covariances, plain.shares, {"signal_in_noise": [[20, 0.4], [80, 0.2]]})
+    card = {"signal_in_noise": [[20, 0.4], [80, 0.2]], "signal_share": 0.25}
+    aware = Prior(plain.means, plain.covariances, plain.shares, card)
     assert np.isclose(aware.signal_in_noise(40), 0.3)
     fits = [adapt(features[:40], betas[:, :40], prior=p, method="prior") for p in (plain, aware)]
     before, after = (float((f.noise_sd**2).mean()) for f in fits)
     total = betas[:, :40].var(axis=1, ddof=1).mean()
-    np.testing.assert_allclose(before, after + 0.3 * (total - after), rtol=1e-5)
+    signal = (40 * (total - before) / 0.7 + 100 * 0.25 * total) / 140
+    np.testing.assert_allclose(before, after + 0.3 * signal, rtol=1e-5)
     np.testing.assert_array_equal(fits[0].weights, fits[1].weights)
     assert fits[1].calibration > fits[0].calibration
 

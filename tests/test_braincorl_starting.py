@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A network that begins as an estimator: near the prior's answer before any training, and trainable from there."""
+"""A network that begins as an estimator: near the prior's answer untrained, and trainable from there."""
 
 from __future__ import annotations
 

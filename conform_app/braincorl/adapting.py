@@ -11,8 +11,8 @@ times one factor c per participant that makes it agree with the held-out errors:
     mean (y - held-out prediction)^2 = c mean(variance) + noise
 
 With few images some of the signal cannot be told from noise, namely what lies in directions that the prior
-thinks small.  The prior knows how much that was for participants it had not learned from (`fit_prior`), and
-the noise is lowered by as much.
+thinks small.  The prior knows how much that was for training participants (`fit_prior`), and the noise is
+lowered by as much.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from conform_app.errors import UsageError
 METHODS = ("stacked", "transformer", "prior", "ridge")
 CALIBRATION = (0.25, 8.0)
 LEAST_NOISE = 0.2  # of its first estimate
+TYPICAL = 100  # images' worth of what the training participants' share of signal says
 
 
 @dataclass(frozen=True)
@@ -232,14 +233,18 @@ def _check_method(method: str, model, prior) -> None:
 def _noise(posterior: Posterior, y: np.ndarray, prior: Prior | None) -> np.ndarray:
     """Noise variance (n_voxels,): the posterior's, less the signal that passes for noise.
 
-    With a share k of the signal in the noise: estimate = noise + k (total - noise), for the mean over voxels.
+    For the mean over voxels, with a share k of the signal in it: ``estimate = noise + k signal``.  How much
+    signal there is, few images say less well than the training participants.
     """
     noise = posterior.noise_variance()
     n = y.shape[1]
     k = prior.signal_in_noise(n) if prior is not None else 0.0
+    if k == 0:
+        return noise
     total = y.var(axis=1, ddof=1).mean()
-    level = (noise.mean() - k * total) / (1 - k)
-    return noise * np.clip(level / max(noise.mean(), np.finfo(float).tiny), LEAST_NOISE, 1.0)
+    own = max(total - noise.mean(), 0.0) / (1 - k)
+    signal = (n * own + TYPICAL * prior.card["signal_share"] * total) / (n + TYPICAL)
+    return noise * np.clip(1 - k * signal / noise.mean(), LEAST_NOISE, 1.0)
 
 
 def _calibration(features, y, delivered, posterior: Posterior, noise: np.ndarray) -> float:

@@ -12,9 +12,10 @@ posterior of every voxel under the current prior (`posterior`), and from posteri
 covariances* the next prior, so that the noise of the betas does not pass for variety of voxels, nor the
 penalty's shrinkage for lack of it.
 
-With two participants or more, priors from one half of them are tried on the other half: the share of signal
-variance that n images leave in the estimated noise (directions that the prior thinks small) is kept for
-`adapting`, where the predictive variance needs it.
+With two participants or more, it is also found out how much of the signal n images leave in the estimated
+noise (what lies in directions that the prior thinks small): for the participants themselves, and for half
+of them under a prior from the others.  The truth is between; `adapting` needs it for the predictive
+variance.
 
 One more component, mean zero and isotropic, is always there: to it go voxels that are unlike all the
 learned ones, and there the posterior is ridge regression with evidence-chosen penalty.
@@ -40,7 +41,6 @@ CONTEXTS = (10, 20, 50, 100, 200, 500, 1000)  # images at which the prior is tri
 LEFT_OUT_VOXELS = 500
 REPEATS = 3
 MOST_IN_NOISE = 0.9
-STEP = (2.0, 6.0)  # how much nearer to the noise three times as many images bring its estimate
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class Prior:
     def signal_in_noise(self, n_images: int) -> float:
         """Share of a new participant's signal variance that, with so many images, is taken for noise.
 
-        As it was for participants left out in `fit_prior`; 0 where that is not known.
+        As `fit_prior` found it with training participants; 0 where that is not known.
         """
         table = self.card.get("signal_in_noise")
         if not table:
@@ -177,11 +177,11 @@ def fit_prior(
         if len(people) < 2 or not left_out:
             return prior
         halves = [people[i::2] for i in range(2)]
-        table = [
-            _signal_in_noise(_from_betas(a, n_components, iterations, *limits, seed), b, max_images, seed)
-            for a, b in (halves, halves[::-1])
+        fits = [
+            (_from_betas(a, n_components, iterations, *limits, seed), b) for a, b in (halves, halves[::-1])
         ]
-        return replace(prior, card={**prior.card, "signal_in_noise": _mean_table(table)})
+        tried = [_signal_in_noise(p, b, max_images, seed) for p, b in ((prior, people), *fits)]
+        return replace(prior, card={**prior.card, **_mean_tables(tried)})
     given = weights_or_collection
     several = [given] if isinstance(given, np.ndarray) and given.ndim == 2 else list(given)
     weights = _check_weights(several)
@@ -300,11 +300,10 @@ def _from_betas(
 
 def _signal_in_noise(
     prior: Prior, people: list[Participant], max_images: int, seed: int
-) -> list[list[tuple[int, float]]]:
-    """Per participant that the prior has not learned from: (images, share of signal in the noise).
+) -> list[tuple[float, list[tuple[int, float]]]]:
+    """Per participant: signal's share of the variance, and (images, share of the signal in the noise).
 
-    By ``estimate(n) = noise + share(n) (total - noise)``.  The noise is what the estimate tends to with more and
-    more images: from a ninth, a third and all of them, as if each step took off the same factor.
+    ``estimate(n) = noise + share(n) signal``, where the noise is the estimate from all images.
     """
     rng = np.random.default_rng(seed)
     out = []
@@ -312,30 +311,32 @@ def _signal_in_noise(
         y = person.some(LEFT_OUT_VOXELS, rng).astype(np.float64)
         images = rng.permutation(len(person.features))[:max_images]
         x, y = person.features[images], y[:, images]
-
-        def estimate(n: int, x=x, y=y) -> float:
+        noise = prior.condition(x, y, seed=seed).noise_variance().mean()
+        total = y.var(axis=1, ddof=1).mean()
+        signal = max(total - noise, 0.02 * noise)
+        rows = []
+        for n in (n for n in CONTEXTS if 3 * n <= len(x)):
             found = []
             for start in range(0, min(REPEATS, len(x) // n) * n, n):
                 some = y[:, start : start + n]
                 some = some[np.ptp(some, axis=1) > 0]
                 found.append(prior.condition(x[start : start + n], some, seed=seed).noise_variance().mean())
-            return float(np.mean(found))
-
-        sizes = [n for n in CONTEXTS if 3 * n <= len(x)]
-        if not sizes:
-            continue
-        ninth, third, whole = (estimate(max(2, len(x) // k)) for k in (9, 3, 1))
-        last = max(third - whole, 0.0)
-        noise = whole - last / (np.clip((ninth - third) / last, *STEP) - 1) if last else whole
-        signal = max(y.var(axis=1, ddof=1).mean() - noise, 0.02 * noise)
-        out.append([(n, float(np.clip((estimate(n) - noise) / signal, 0, MOST_IN_NOISE))) for n in sizes])
+            rows.append((n, float(np.clip((np.mean(found) - noise) / signal, 0, MOST_IN_NOISE))))
+        out.append((float(signal / total), rows))
     return out
 
 
-def _mean_table(halves: list[list[list[tuple[int, float]]]]) -> list[list[float]]:
-    """Mean over participants at every context size that any of them reaches."""
-    rows = [row for half in halves for person in half for row in person]
-    return [[n, float(np.mean([v for m, v in rows if m == n]))] for n in sorted({m for m, _ in rows})]
+def _mean_tables(tried: list) -> dict[str, Any]:
+    """Mean over participants learned from, and over those left out, then of the two.
+
+    A prior is better than one from half the participants, and worse than it looks on its own.
+    """
+    inside, outside = tried[0], [person for half in tried[1:] for person in half]
+    table = []
+    for n in sorted({n for _, rows in outside for n, _ in rows}):
+        means = [np.mean([v for _, rows in side for m, v in rows if m == n]) for side in (inside, outside)]
+        table.append([n, float(np.mean(means))])
+    return {"signal_in_noise": table, "signal_share": float(np.mean([share for share, _ in outside]))}
 
 
 def flat_prior(n_dim: int) -> Prior:
