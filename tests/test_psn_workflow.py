@@ -129,6 +129,9 @@ def test_all_voxels_at_once(dataset, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("conform_app.bids.atlas.MAX_WHOLE", 50)
     assert run(dataset, tmp_path / "refused", "--psn", "auto", "--psn-parcels", "none") == 64
     assert re.search(r"up to 50 voxels at once, and these are 100", last_line(capsys))
+    monkeypatch.setattr("conform_app.bids.atlas.MAX_SPAN", 20)
+    assert run(dataset, tmp_path / "long", "--psn", "wiener", "--psn-parcels", "none") == 64
+    assert "up to 20 trials, and these are 24" in last_line(capsys)
 
 
 def hemispheres(folder, labels):

@@ -22,6 +22,8 @@ SPAN_MODES = ("wiener", "standard", "conservative", "aggressive")
 """Modes that take any number of voxels at once, in the span of the trials."""
 MAX_WHOLE = 4000
 """Voxels that the other modes take at once: twelve matrices of this size are 1.5 GB."""
+MAX_SPAN = 6000
+"""Trials (or voxels, if these are fewer) that span modes take at once: twelve such matrices are 3.5 GB."""
 
 
 def atlas_files(words: Sequence[str]) -> tuple[str, ...]:
@@ -60,7 +62,7 @@ def with_atlas(plan: FitPlan, model: ModelSettings) -> FitPlan:
     files = atlas_files(model.psn_parcels)
     if not files:
         if model.psn_parcels == ("none",):
-            check_whole(model.psn, plan.n_voxels, plan.name)
+            check_whole(model.psn, plan.n_voxels, plan.n_trials, plan.name)
         return plan
     plan = replace(plan, atlas=files)
     if plan.surface is None:
@@ -77,7 +79,7 @@ def with_atlas(plan: FitPlan, model: ModelSettings) -> FitPlan:
     return plan
 
 
-def check_whole(mode: str, n_voxels: int, name: str) -> None:
+def check_whole(mode: str, n_voxels: int, n_trials: int, name: str) -> None:
     """Refuse more voxels at once than a mode can take.
 
     Raises
@@ -88,6 +90,11 @@ def check_whole(mode: str, n_voxels: int, name: str) -> None:
         raise UsageError(
             f"{name}: --psn {mode} takes up to {MAX_WHOLE:,} voxels at once, and these are {n_voxels:,}.",
             "Use --psn wiener, or --psn-parcels blocks or an atlas.",
+        )
+    if min(n_voxels, n_trials) > MAX_SPAN:
+        raise UsageError(
+            f"{name}: all voxels at once take up to {MAX_SPAN:,} trials, and these are {n_trials:,}.",
+            "Use --psn-parcels blocks or an atlas, or fit sessions apart.",
         )
 
 

@@ -82,7 +82,7 @@ def choose_parcels(
 ) -> tuple[np.ndarray, dict[str, Any]]:
     """Voxels that are denoised together: the parcel of each voxel, and what the parcels are."""
     if not plan.atlas and tuple(model.get("psn_parcels", ())) == ("none",):
-        check_whole(model["psn"], int(valid.sum()), plan.name)
+        check_whole(model["psn"], int(valid.sum()), plan.n_trials, plan.name)
         return np.zeros(int(valid.sum()), dtype=int), {"kind": "none"}
     place = point_coordinates(plan, points)[valid]
     if not plan.atlas:
