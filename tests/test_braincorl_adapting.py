@@ -167,6 +167,17 @@ def test_blocks_and_memory_change_the_network_s_answer_by_rounding_only(world, n
         )
 
 
+def test_bfloat16_changes_weights_by_about_a_hundredth(world, network) -> None:
+    _, features, _, betas = world
+    exact = transformer_weights(network, features[:30], betas[:, :30])
+    half = transformer_weights(network, features[:30], betas[:, :30], precision="bfloat16")
+    assert 0 < np.sqrt(((half - exact) ** 2).mean()) < 0.03 * exact.std()
+    through = adapt(features[:30], betas[:, :30], method="transformer", model=network, precision="bfloat16")
+    np.testing.assert_allclose(through.weights, half, rtol=1e-6)
+    with pytest.raises(UsageError, match="Precision 'half'"):
+        transformer_weights(network, features[:30], betas[:, :30], precision="half")
+
+
 def test_a_run_over_voxels_goes_on_where_it_was_cut_off(world, network, tmp_path: Path) -> None:
     _, features, _, betas = world
     path = tmp_path / "weights.npy"

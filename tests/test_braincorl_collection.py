@@ -7,7 +7,17 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from conform_app.braincorl import adapt, evaluate, fit_prior, from_collection, unit_norm
+from conform_app.braincorl import (
+    ModelSizes,
+    Stage,
+    TrainSettings,
+    adapt,
+    evaluate,
+    fit_prior,
+    from_collection,
+    train,
+    unit_norm,
+)
 from conform_app.errors import DataError
 from conform_app.mosaic import Collection
 from conform_app.mosaic.normalise import FitUnit
@@ -71,6 +81,24 @@ def test_two_participants_teach_the_third(merged) -> None:
     r = [evaluate(m, *test, n_bootstrap=10).intervals["all"]["r"][0] for m in (with_prior, alone)]
     assert r[0] > r[1] + 0.05
     assert r[0] > 0.5
+
+
+def test_a_network_is_trained_on_two_participants_and_knows_which(merged, tmp_path) -> None:
+    collection, names, features, _ = merged
+    keys = list(collection.keys)
+    people = from_collection(collection, names, features, participants=keys[:2])
+    stages = (
+        Stage(True, (20, 20), 10, 8, 2, 1),
+        Stage(True, (8, 30), 10, 8, 2, 1),
+        Stage(False, (8, 30), 10, 8, 2, 1),
+    )
+    settings = TrainSettings(stages=stages, warmup=1, validation_batches=1)
+    trained = train(people, ModelSizes(E, 16, 2, 16, 2, 2), tmp_path, settings=settings)
+    assert trained.card["participants"] == keys[:2]
+    x, y = from_collection(collection, names, features, participants=keys[2:])[keys[2]]
+    fitted = adapt(x[:20], y[:, :20], model=trained.model)
+    assert np.isfinite(fitted.weights).all()
+    assert "transformer" in fitted.parts
 
 
 def test_stimuli_without_features_have_their_error(merged) -> None:

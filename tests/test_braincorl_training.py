@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from conform_app.braincorl import (
     leave_one_out,
     load_model,
     train,
+    training_bar,
     unit_norm,
 )
 from conform_app.braincorl.participants import as_participants
@@ -105,6 +107,31 @@ def test_other_data_or_settings_do_not_go_on_in_the_same_folder(short_run) -> No
         train(participants(), SIZES, folder, settings=replace(SHORT, seed=1))
     with pytest.raises(CannotCreateError, match="another folder"):
         train(participants(121), SIZES, folder, settings=SHORT)
+
+
+def test_the_bar_says_where_the_training_is() -> None:
+    stream = io.StringIO()
+    show = training_bar(SHORT, stream)
+    for stage in (1, 2, 3):
+        show({"stage": stage, "epoch": 2, "loss": 0.5, "validation_loss": 0.25})
+    lines = stream.getvalue().splitlines()
+    assert lines[0].startswith(
+        "[########................] stage 1/3, epoch 2/2: loss 0.5000, held out 0.2500"
+    )
+    assert lines[2].startswith("[########################] stage 3/3, epoch 2/2")
+    assert "min left" not in lines[0]
+    assert lines[1].endswith("0 min left")
+
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    terminal = Terminal()
+    show = training_bar(SHORT, terminal)
+    for epoch in (1, 2):
+        show({"stage": 3, "epoch": epoch, "loss": 0.5, "validation_loss": 0.25})
+    assert terminal.getvalue().count("\r") == 2
+    assert terminal.getvalue().count("\n") == 1
 
 
 @pytest.mark.slow

@@ -54,6 +54,7 @@ _HOMES = {
     "Trained": "training",
     "leave_one_out": "training",
     "train": "training",
+    "training_bar": "progress",
 }
 __all__ = sorted(_HOMES)
 

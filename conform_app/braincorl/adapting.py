@@ -106,6 +106,7 @@ def adapt(
     seed: int = 0,
     block: int | None = None,
     memory: int | None = None,
+    precision: str = "auto",
     progress: Callable[[int, int], None] | None = None,
 ) -> Adapted:
     """Encoding model of a new participant from context images.
@@ -126,6 +127,8 @@ def adapt(
         Cross-validation within the context.
     block, memory : int, optional
         Voxels at a time, or bytes, for the transformer.
+    precision : {"auto", "float32", "bfloat16"}
+        Of the transformer's matrix products (see `transformer_weights`).
     progress : callable (done, total), optional
         Of the transformer.
 
@@ -148,7 +151,9 @@ def adapt(
     features, betas, valid = _check_data(features, betas, model, prior, feature_names, beta_names)
     y = betas[valid].astype(np.float64)
     posterior = (prior or flat_prior(features.shape[1] + 1)).condition(features, y, seed=seed)
-    estimators = _estimators(model, prior, seed, block=block, memory=memory, progress=progress)
+    estimators = _estimators(
+        model, prior, seed, block=block, memory=memory, precision=precision, progress=progress
+    )
     wanted = [method]
     if method == "stacked":
         wanted = ["mean", "ridge"] + ["prior"] * (prior is not None) + ["transformer"] * (model is not None)
