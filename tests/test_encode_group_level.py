@@ -125,6 +125,9 @@ def test_mistakes_end_with_their_code_and_the_collection_is_still_reported(
     plain = [arg for arg in arguments if not arg.endswith("features.npz") and arg != "--features"]
     assert main([*plain, *ENCODE]) == 64
     assert "--encode needs features" in capsys.readouterr().err
+    own = ["--encode-features", str(sites[0] / "features.npz")]
+    assert main([*plain, *ENCODE, *own, "--dry-run"]) == 0  # others than those for near-duplicates, or none
+    assert capsys.readouterr().out.count("3 others") == 4
     assert main([*arguments, "--encode", "transformer"]) == 64
     assert main([*arguments, *ENCODE, "--encode-regions", str(tmp_path / "no.tsv")]) == 66
     assert main([*arguments, *ENCODE, "--encode-target", "77"]) == 64

@@ -17,7 +17,7 @@ from conform_app.settings import Settings
 if TYPE_CHECKING:
     from conform_app.encode.job import EncodeJob
 
-FILES = ("encode_model", "encode_prior", "encode_queries", "encode_categories")
+FILES = ("encode_features", "encode_model", "encode_prior", "encode_queries", "encode_categories")
 
 
 def check_encode(settings: Settings) -> None:
@@ -33,8 +33,10 @@ def check_encode(settings: Settings) -> None:
     chosen = settings.encode
     if chosen.encode == "none":
         return
-    if settings.group.features is None:
-        raise UsageError("--encode needs features of the stimuli.", "Give --features FILE.")
+    if settings.group.features is None and chosen.encode_features is None:
+        raise UsageError(
+            "--encode needs features of the stimuli.", "Give --features or --encode-features FILE."
+        )
     if chosen.encode == "transformer" and chosen.encode_model is None:
         raise UsageError("--encode transformer needs a network.", "Give --encode-model, or --encode stacked.")
     given = [(name, getattr(chosen, name)) for name in FILES]
@@ -160,7 +162,7 @@ def _job(settings: Settings, store: Path) -> EncodeJob:
     return EncodeJob(
         output_dir=str(settings.output_dir),
         store=str(store),
-        features=str(settings.group.features),
+        features=str(settings.encode.encode_features or settings.group.features),
         scratch=str(work_dir / "encode-responses"),
         settings=settings.encode,
         geometry=tuple(tuple(files) for files in summary.get("geometry") or ()),

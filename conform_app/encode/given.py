@@ -64,7 +64,7 @@ def match_features(
         raise DataError(
             f"There are no features for {len(missing)} of {len(wanted)} stimuli: {', '.join(missing[:5])}"
             f"{', ...' if len(missing) > 5 else ''}.",
-            "Name the features (--features) as the events do, or DATASET/name.",
+            "Name the features as the events do, or DATASET/name.",
         )
     return _checked([found[stimulus] for stimulus in stimuli], stimuli)
 

@@ -16,8 +16,15 @@ class EncodeSettings:
         "none",
         "learn encoding models across the collection's participants and map this one: stacked (a combination "
         "of the others by cross-validation), prior (learned from others, closed form), transformer "
-        "(needs --encode-model) or ridge (the participant alone); all are evaluated. Needs --features",
+        "(needs --encode-model) or ridge (the participant alone); all are evaluated. Needs features",
         choices=("none", "stacked", "prior", "transformer", "ridge"),
+    )
+    encode_features: str | None = option(
+        None,
+        "features of the stimuli to predict responses from, vectors of length 1, in the forms of --features "
+        "(default: those of --features, where near-duplicates are looked for with the same ones)",
+        kind="path",
+        metavar="FILE",
     )
     encode_model: str | None = option(
         None,
