@@ -208,14 +208,12 @@ def reading(root: Path, path: Path) -> None:
     print(f"  one trial: {ours:.3f} ms; HDF5 {trial:.3f} ms, {trial / ours:.1f} times")
     for what, mine, theirs in zip(("neighbours", "scattered"), ours_region, region, strict=True):
         print(f"  {ROI} {what}, all trials: {mine:.2f} ms; HDF5 {theirs:.1f} ms, {theirs / mine:.0f} times")
-    cold(collection, key, file, folder, near, far)
+    collection._forget()  # what is mapped stays in the cache
+    cold(path, key, n, file, folder, near, far)
 
 
-def cold(
-    collection: Collection, key: str, file: Path, folder: Path, near: np.ndarray, far: np.ndarray
-) -> None:
+def cold(path: Path, key: str, n: int, file: Path, folder: Path, near: np.ndarray, far: np.ndarray) -> None:
     """The same with nothing in the cache, files opened anew each time."""
-    path = collection.root
 
     def mine(trials: object, vertices: object) -> object:
         fresh = Collection.open(path)
@@ -232,7 +230,6 @@ def cold(
             return np.stack([group[k][()][far] for k in names])
 
     print("  from disk, opened anew (collection and file):")
-    n = collection.record(key)["n_trials"]
     for which, trials, vertices in (("trial", n // 2, None), ("near", None, near), ("far", None, far)):
         took = []
         for call, place in (

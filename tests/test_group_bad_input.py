@@ -105,7 +105,7 @@ def test_another_dataset_under_a_name_that_is_taken_harms_nothing(sites, tmp_pat
     assert group(sites, sites, out, names=("Alpha",)) == 0
     before = files_of(store(out) / "participants")
     argv = ["x", str(out), "group", "-w", str(tmp_path / "w"), "--nprocs", "1"]
-    assert main([*argv, "-d", f"conform_Alpha={sites / 'results' / 'Gamma'}"]) != 0
+    assert main([*argv, "-d", f"conform_Alpha={sites / 'results' / 'Gamma'}"]) == 73
     assert "Alpha" in capsys.readouterr().err
     assert files_of(store(out) / "participants") == before
 

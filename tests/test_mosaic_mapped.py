@@ -39,20 +39,26 @@ def forget(root):
 @pytest.mark.parametrize("vertices", [None, np.arange(2040, 2060), np.array([4999, 0, 2048])])
 @pytest.mark.parametrize("trials", [0, 599, [3, 3, 255, 256, 2], slice(20, 300), None])
 def test_what_is_not_in_the_cache_is_asked_for_and_read(made, monkeypatch, trials, vertices):
-    asked = []
-    real = mapped.MappedShard.ask_for
+    asked, questions = [], []
+    real, question = mapped.MappedShard.ask_for, mapped.MappedShard.cached
 
     def note(self, starts, length):
         starts = list(starts)
-        asked.extend((start, length) for start in starts if not self._cached(start))
+        asked.extend((start, length) for start in starts)
         real(self, starts, length)
 
+    def once(self, start):
+        questions.append((id(self), start))
+        return question(self, start)
+
     monkeypatch.setattr(mapped.MappedShard, "ask_for", note)
+    monkeypatch.setattr(mapped.MappedShard, "cached", once)
     forget(made)
     found = Collection.open(made).betas("sub-01_A", trials, vertices)
     rows = np.atleast_1d(np.arange(N)[slice(None) if trials is None else trials])
     expected = BETAS[rows] if vertices is None else BETAS[np.ix_(rows, vertices)]
     np.testing.assert_array_equal(found, expected)
+    assert len(set(questions)) == len(questions), "the question may fetch the byte: it is asked once"
     for start, length in asked:
         assert 0 <= start < start + length <= shards.Grain(N, V, "float32").file_size(0)
 

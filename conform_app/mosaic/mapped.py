@@ -26,6 +26,8 @@ import numpy as np
 from conform_app.errors import FileFaultError
 
 _OPEN: deque[tuple[weakref.ref, int]] = deque()
+_BYTE = [bytearray(1)]  # read into, never looked at
+_CAN_ASK = hasattr(os, "RWF_NOWAIT") and hasattr(mmap, "MADV_WILLNEED")
 MOST = 2048
 
 
@@ -61,7 +63,7 @@ class MappedShard:
     """
 
     def __init__(self, path: Path, item: np.dtype, shape: tuple[int, ...], size: int) -> None:
-        self._handle = -1
+        self._handle, self._calm, self._hits = -1, 0, 0
         try:
             self._handle = os.open(path, os.O_RDONLY)
             found = os.fstat(self._handle).st_size
@@ -85,7 +87,7 @@ class MappedShard:
             os.close(self._handle)
 
     def ask_for(self, starts: Iterable[int], length: int) -> None:
-        """Have the kernel fetch these bytes all at once, unless the first are in its cache.
+        """Have the kernel fetch these bytes all at once.
 
         Parameters
         ----------
@@ -94,24 +96,28 @@ class MappedShard:
         length : int
             Bytes wanted at each.
         """
-        starts = list(starts)
-        if not starts or self._cached(starts[0]):
-            return
         with contextlib.suppress(OSError):  # advice only
             for start in starts:
                 aligned = start - start % mmap.PAGESIZE
                 self._map.madvise(mmap.MADV_WILLNEED, aligned, start - aligned + length)
 
-    def _cached(self, start: int) -> bool:
-        """Whether a byte can be read without waiting; also where the system cannot tell."""
-        if not hasattr(os, "RWF_NOWAIT") or not hasattr(mmap, "MADV_WILLNEED"):
+    def cached(self, start: int) -> bool:
+        """Whether a byte can be read without waiting; also where the system cannot tell.
+
+        To be asked once before a read: the question itself may fetch the byte.
+        After hits in a row, some questions (1, 3, 7, then 15) are answered yes without asking.
+        """
+        if self._calm or not _CAN_ASK:
+            self._calm -= 1
             return True
         try:
-            os.preadv(self._handle, [bytearray(1)], start, os.RWF_NOWAIT)
+            os.preadv(self._handle, _BYTE, start, os.RWF_NOWAIT)
         except BlockingIOError:
+            self._hits = 0
             return False
         except OSError:  # the file system has no such read
-            return True
+            pass
+        self._calm = self._hits = min(2 * self._hits + 1, 15)
         return True
 
 

@@ -270,7 +270,9 @@ class ShardReader:
                 out[here] = self._remote(int(shard), t, vertices)
                 continue
             mapped = self._map(int(shard))
-            mapped.ask_for(*self._places(t, vertices))
+            places, length = self._places(t, vertices)
+            if not mapped.cached(places[0]):
+                mapped.ask_for(places, length)
             _pick(mapped.array, t, vertices, out, here)
         return out
 
@@ -319,8 +321,9 @@ class ShardReader:
         row, within = divmod(t, CHUNK_TRIALS)
         line = grain.width * grain.item.itemsize
         first = (row * grain.columns * CHUNK_TRIALS + within) * line
-        step = CHUNK_TRIALS * line
-        mapped.ask_for(range(first, first + grain.columns * step, step), line)
+        if not mapped.cached(first):
+            step = CHUNK_TRIALS * line
+            mapped.ask_for(range(first, first + grain.columns * step, step), line)
         values = mapped.array[row, :, within].reshape(1, -1)[:, : grain.n_vertices]
         return values if values.dtype == np.float32 else values.astype(np.float32)
 
