@@ -86,7 +86,7 @@ def init_fit_wf(
 
     glm = fitting(plan, "glmsingle")
     reliability = node(Reliability(**common), "reliability", gib / 2)
-    psn = node(PSNDenoise(model=settings, **common), "psn", gib / 2)
+    psn = node(PSNDenoise(model=settings, device=device, **common), "psn", gib / 2)
     psn.inputs.atlas_files = list(plan.atlas)
     write = node(
         WriteDerivatives(model=settings, dataset=dataset, save_residuals=save_residuals, **common),
