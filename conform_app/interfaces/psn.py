@@ -27,6 +27,7 @@ class PSNInputSpec(PlanInputSpec):
 
     glm_file = File(exists=True, mandatory=True, desc="arrays of the GLMsingle step")
     model = traits.Dict(mandatory=True, desc="ModelSettings as a dictionary")
+    device = traits.Str("cpu", usedefault=True, nohash=True, desc="cpu or cuda")
     atlas_files = InputMultiObject(File(exists=True), desc="the plan's atlas, so that its change is noticed")
 
 
@@ -47,7 +48,7 @@ class PSNDenoise(FitInterface):
         scores, mean, sd = scaled(stored[f"betas_{glm_type}"][valid], plan, model["psn_scale"])
         repeats = arrange_repeats(scores, plan.condition, n_conditions=len(plan.conditions))
         parcel, parcels = choose_parcels(plan, stored["points"], valid, model)
-        options = {"mode": model["psn"]}
+        options = {"mode": model["psn"], "device": self.inputs.device}
         if model["psn"] == "cv":
             options["threshold"] = model["psn_level"]
         wide = parcels["kind"] == "none" and model["psn"] in SPAN_MODES
