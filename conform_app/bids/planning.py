@@ -53,7 +53,9 @@ def make_plan(fit: Fit, events: EventSettings, model: ModelSettings, *, roots: M
     FileFaultError
         A truncated image.
     """
-    images, warnings = _open_runs(fit)
+    # time series of several grids meet on the cortex
+    meet = fit.volume is not None and model.surface_of == "timeseries"
+    images, warnings = _open_runs(fit, one_grid=not meet)
     surface = None
     if fit.volume is not None:
         surface, remarks = plan_surface(fit, model.surface_of, images=images)
@@ -95,8 +97,8 @@ def make_plan(fit: Fit, events: EventSettings, model: ModelSettings, *, roots: M
     return with_atlas(_completed(plan, model), model)
 
 
-def _open_runs(fit: Fit) -> tuple[list[Any], list[str]]:
-    """Open each run and hold them to one grid."""
+def _open_runs(fit: Fit, one_grid: bool) -> tuple[list[Any], list[str]]:
+    """Open each run, and hold them to one grid where they must share it."""
     from conform_app.images import check_complete, grid_difference, open_run
 
     images = []
@@ -104,7 +106,8 @@ def _open_runs(fit: Fit) -> tuple[list[Any], list[str]]:
         for path in (*run.bold, *run.mask):
             check_complete(path)
         images.append(open_run(run.bold))
-        difference = "" if run.transform else grid_difference(images[0].grid, images[-1].grid)
+        free = run.transform is not None or not one_grid
+        difference = "" if free else grid_difference(images[0].grid, images[-1].grid)
         if difference:
             raise DataError(
                 f"{run.bold[0]} and {fit.runs[0].bold[0]} are on different grids: {difference}.",
