@@ -25,7 +25,7 @@ from scipy.linalg import helmert
 from conform_app.errors import UsageError
 from conform_app.psn import alternation, published
 from conform_app.psn.alternation import Biconvex, biconvex
-from conform_app.psn.dense import CPU, Dense, add_scaled, dense_on
+from conform_app.psn.dense import CPU, Dense, add_scaled, dense_on, row_blocks
 from conform_app.psn.intake import Usable, usable_data
 from conform_app.psn.shrinkage import (
     DEFAULT_LEVELS,
@@ -229,8 +229,9 @@ class Factors:
         return root
 
     def data_root(self) -> np.ndarray:
-        """F with ``F F' = cD`` (not shrunk)."""
-        root = self.means - self.means.mean(axis=1, keepdims=True)
+        """F with ``F F' = cD`` (not shrunk); the averages are overwritten."""
+        root = self.means
+        root -= root.mean(axis=1, keepdims=True)
         root /= np.sqrt(self.means.shape[1] - 1)
         return root
 
@@ -247,14 +248,17 @@ def expected_gain(usable: Usable, s_n: float, s_d: float, dtype: type, dense: De
     """``cS - cN / T`` of raw covariances shrunk to given levels, (n_units, n_units)."""
     factors = factors_of(usable)
     share = 1 / factors.t_min + 1 / factors.t_mean
-    data = factors.data_root()
-    diagonal = np.einsum("ij,ij->i", data, data)
-    data *= np.sqrt(s_d)
-    out = dense.gram(data.astype(dtype, copy=False))
     noise = factors.noise_root()
-    diagonal -= share * np.einsum("ij,ij->i", noise, noise)
+    diagonal = -share * np.einsum("ij,ij->i", noise, noise)
     noise *= np.sqrt(share * s_n)
-    out -= dense.gram(noise.astype(dtype, copy=False))
+    data, noise = factors.data_root(), noise.astype(dtype, copy=False)
+    del factors
+    out = dense.gram(noise)
+    del noise
+    np.negative(out, out=out)
+    diagonal += np.einsum("ij,ij->i", data, data)
+    data *= np.sqrt(s_d)
+    out += dense.gram(data.astype(dtype, copy=False))
     np.fill_diagonal(out, diagonal)  # shrinkage leaves it as it is
     return out
 
@@ -277,22 +281,26 @@ def contrasts_and_means(usable: Usable) -> tuple[np.ndarray, np.ndarray, np.ndar
     counts = there.sum(axis=1)
     t_min = int(counts.min())
     means = np.empty(x.shape[:2])
-    blocks, conditions, dofs = [], [], []
+    factor = np.empty((len(x), int((counts - 1).sum())))
+    conditions, dofs, first = [], [], 0
     for k in np.unique(counts):
         rows = np.flatnonzero(counts == k)
         trials = np.argsort(~there[rows], axis=1, kind="stable")[:, :k]  # valid trials in ascending order
         whole = rows.size == there.shape[0] and k == there.shape[1]
-        y = x if whole else x[:, rows[:, None], trials]
         picked = np.sort(split_order(k)[:t_min])
-        means[:, rows] = y.mean(axis=2) if t_min == k else y[:, :, picked].mean(axis=2)
+        columns = slice(first, first + rows.size * (k - 1))
+        for units in row_blocks(len(x), rows.size * k):
+            y = x[units] if whole else x[units][:, rows[:, None], trials]
+            means[units, rows] = y.mean(axis=2) if t_min == k else y[:, :, picked].mean(axis=2)
+            if k > 1:
+                # Contrasts ignore what is common to all trials, so the first trial may serve as the origin:
+                # a constant unit then gives exact zeros.
+                block = (y[:, :, 1:] - y[:, :, :1]) @ helmert(k)[:, 1:].T
+                factor[units, columns] = block.reshape(len(y), -1)
         if k > 1:
-            # Contrasts ignore what is common to all trials, so the first trial may serve as the origin:
-            # a constant unit then gives exact zeros.
-            block = (y[:, :, 1:] - y[:, :, :1]) @ helmert(k)[:, 1:].T
-            blocks.append(block.reshape(len(x), -1))
             conditions.append(np.repeat(rows, k - 1))
             dofs.append(np.full(rows.size * (k - 1), k - 1.0))
-    factor = blocks[0] if len(blocks) == 1 else np.concatenate(blocks, axis=1)
+        first = columns.stop
     return factor, np.concatenate(conditions), np.concatenate(dofs), means, t_min
 
 
@@ -312,7 +320,8 @@ def _noise_level(
     n_train = np.unique(condition[~held]).size
     # k - 1 contrasts stand for k residual vectors.
     n_points = int(np.round(((dof[held] + 1) / dof[held]).sum()))
-    train = factor[:, ~held] / np.sqrt(dof[~held] * n_train)
+    train = factor[:, ~held]
+    train /= np.sqrt(dof[~held] * n_train)
     return _level(train, factor[:, held], n_points, levels, reference, "noise", dense)
 
 

@@ -150,16 +150,18 @@ def cv_curves(
     n_units = len(x)
     sum_population, sum_units, weight = 0.0, 0.0, 0.0
     for fold in folds:
-        z, y, w = fold_data(x, fold, means=means, centre_test=centre_test, swap=swap)
         axes = basis_of(fold)
+        z, y, w = fold_data(x, fold, means=means, centre_test=centre_test, swap=swap)
         weight += w.sum()
         if per_unit:
             curve = unit_curves(axes, z, y, dense)
+            del axes, z, y  # before the sums, and the next fold, need the memory
             sum_population = _add(sum_population, curve.sum(axis=0))
             sum_units = _add(sum_units, curve)
+            del curve
         else:
             sum_population = _add(sum_population, population_curve(axes, z, y, dense))
-        del axes, z, y  # before the next fold needs the memory
+            del axes, z, y
     if per_unit:
         sum_units /= weight
     return CVCurves(sum_population / (weight * n_units), sum_units if per_unit else None, len(folds))

@@ -145,7 +145,6 @@ def _fit(
             f"allowable_thresholds exceed the {n_axes} dimensions of the basis.", "Give smaller ones."
         )
     groups = None if options.groups is None else options.groups[usable.valid]
-    z = mean - m
     choice, denoiser = None, None
     # The axes of all trials, when they are first needed: they and the folds need not be there at once.
     basis = functools.cache(lambda: ordered_basis(options, gsn, mean, usable, dense))
@@ -155,7 +154,7 @@ def _fit(
             choice = getattr(gaps, name)(usable, gsn, basis(), options, groups)
         else:
             choice = getattr(honest, name)(usable, gsn, basis, options, groups, dense)
-    axes = basis()
+    axes, z = basis(), mean - m
     if options.criterion == "auto":
         denoiser = Blend(choice.weights, choice.population, choice.units)
         options = replace(options, **denoiser.options())
@@ -280,7 +279,7 @@ def _averages(data: np.ndarray, usable: Usable, pairwise: bool) -> tuple[np.ndar
         else:
             mean = crossval.averages(usable.x, usable.there)
         if usable.valid.all():
-            return mean, mean.copy()
+            return mean, mean
         whole = np.empty(data.shape[:2])
         whole[~usable.valid] = np.nanmean(data[~usable.valid].astype(np.float64), axis=2)
     whole[usable.valid] = mean

@@ -104,8 +104,8 @@ def choose_blend(
     )
     kept = []
     for fold in folds:
-        z, y, w = crossval.fold_data(usable.x, fold)
         b, fit = model_of(fold)
+        z, y, w = crossval.fold_data(usable.x, fold)
         trials = float(fold.train[fold.test.any(axis=1)].sum(axis=1).mean())
         filtered = wiener(fit.signal_cov, fit.noise_cov, trials, z, dense)
         kept.append((b, z, y, w.sum(), crossval.unit_curves(b, z, y, dense), filtered))
