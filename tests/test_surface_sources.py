@@ -98,6 +98,32 @@ def test_bold_on_its_own_grid_comes_by_the_transform_of_its_run(
 
 
 @pytest.mark.end_to_end
+def test_runs_in_t1w_space_may_have_other_extents(carried, balls, fslr_home, tmp_path, monkeypatch, capsys):
+    """A run with more of nothing around it is another grid: refused in the volume, carried to the cortex."""
+    monkeypatch.setenv("TEMPLATEFLOW_HOME", str(fslr_home))
+    own = tmp_path / "ds"
+    shutil.copytree(balls, own)
+    path = next(path for path in bold_files(own) if "run-2" in path.name)
+    start = AFFINE.copy()
+    start[:3, 3] -= AFFINE[:3, :3] @ np.ones(3)
+    for old in (path, Path(str(path).replace("preproc_bold", "brain_mask"))):
+        image = nib.load(old)
+        values = np.pad(np.asarray(image.dataobj), [(1, 2)] * 3 + [(0, 0)] * (image.ndim - 3))
+        nib.save(nib.Nifti1Image(values, AFFINE, image.header), old)
+        place(old, start)
+    argv = (own, tmp_path / "out", "participant", "-w", tmp_path / "w", *COMMON, "--output-spaces")
+    assert run(*argv, "T1w", "--dry-run") == 65
+    assert "are on different grids" in capsys.readouterr().err
+    assert run(*argv, "fsLR:den-32k", "--surface-of", "betas", "--dry-run") == 65
+    assert run(*argv, "fsLR:den-32k") == 0
+    func = tmp_path / "out" / "sub-01" / "func"
+    for hemi in "LR":
+        first = gifti(carried / "sub-01" / "func", "space-fsLR_den-32k", hemi)
+        np.testing.assert_allclose(first, gifti(func, "space-fsLR_den-32k", hemi), rtol=1e-4, atol=1e-4)
+        assert len(list(func.glob(f"*run-?_hemi-{hemi}_from-T1w_to-fsnative_mode-image_xfm.h5"))) == 2
+
+
+@pytest.mark.end_to_end
 def test_a_freesurfer_folder_gives_what_gifti_surfaces_give(carried, balls, fslr_home, tmp_path, monkeypatch):
     from nibabel import freesurfer
 

@@ -256,3 +256,14 @@ def test_bad_input(fine, coarse):
         SphereResampler(fine, coarse)
     with pytest.raises(UsageError, match="no resampling method"):
         SphereResampler(fine, coarse, method="cubic", **ok)
+
+
+def test_cuda_gives_the_same(fine, coarse):
+    torch = pytest.importorskip("torch")
+    carry = SphereResampler(fine, coarse, method="barycentric")
+    maps = np.stack([signal(fine[0]), signal(fine[0][:, [1, 2, 0]])], 1)
+    if not torch.cuda.is_available():
+        with pytest.raises(UsageError, match="No CUDA device"):
+            carry.apply(maps, device="cuda")
+        pytest.skip("no CUDA device here")
+    np.testing.assert_allclose(carry.apply(maps, device="cuda"), carry.apply(maps), rtol=1e-5)
