@@ -234,3 +234,27 @@ def test_presses_are_taken_out_of_the_betas(tmp_path):
     assert near["with"] > 0.8
     assert near["with"] > near["without"] + 0.05
     assert "Presses of the buttons 1 (24 times)" in (tmp_path / "out-with" / "sub-01.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("settings", "confounds", "level"),
+    [
+        ({"model": {"confounds": ["none"], "fit_level": ["session"]}}, "none", "session"),
+        (
+            {
+                "model": {"confounds": ["motion6"], "fit_level": ["subject"], "fit_tasks": "together"},
+                "events": {"press_column": "response"},
+            },
+            "motion6, button presses",
+            "subject (tasks together)",
+        ),
+        ({}, "", ""),
+    ],
+)
+def test_methodology_says_what_one_fit_pools_and_what_is_nuisance(settings, confounds, level):
+    from conform_app.bids.methodology import _processing
+    from conform_app.bids.outputs import FitOutput, Site
+
+    fit = {"kind": "volume", "space": "T1w", "name": "sub-01_task-x+y_space-T1w"}
+    found = _processing([FitOutput(Site("A", None, {}), {"fit": fit, "settings": settings})])
+    assert (found["confounds"], found["fit_level"]) == (confounds, level)

@@ -195,7 +195,12 @@ def _processing(fits: Sequence[FitOutput]) -> dict[str, Any]:
     """How the data were processed, from the records."""
     first = fits[0]
     program, version = first.site.preprocessing
-    model = first.record.get("settings", {}).get("model", {})
+    settings = first.record.get("settings", {})
+    model = settings.get("model", {})
+    confounds = [str(name) for name in model.get("confounds", []) if name != "none"]
+    confounds += ["button presses"] * bool(settings.get("events", {}).get("press_column"))
+    level = [*map(str, model.get("fit_level", []))]
+    level += ["(tasks together)"] * (model.get("fit_tasks") == "together")
     pcnum = [fit.record.get("choices", {}).get("pcnum") for fit in fits]
     return {
         "preprocessing": program,
@@ -205,8 +210,8 @@ def _processing(fits: Sequence[FitOutput]) -> dict[str, Any]:
         "configuration_hash": first.record.get("digest"),
         "beta_types": " ".join(first.beta_types),
         "hrf_model": model.get("hrf_model"),
-        "confounds": " ".join(map(str, model.get("confounds", []))),
-        "fit_level": " ".join(map(str, model.get("fit_level", []))),
+        "confounds": ", ".join(confounds) or ("none" if "confounds" in model else ""),
+        "fit_level": " ".join(level),
         "pcnum": " | ".join(dict.fromkeys(str(n) for n in pcnum if n is not None)),
         "psn": model.get("psn"),
     }
