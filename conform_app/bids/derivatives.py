@@ -140,7 +140,6 @@ class FitWriter:
         for path in paths:
             write_json(self.root / sidecar_name(path), content)
 
-
     def _way(self, key: str) -> dict[str, str]:
         """How the values of a map came to its surface."""
         return sidecar_fields(self.plan.surface, self.plan.kind) if product(key, "D").on_grid else {}
