@@ -169,7 +169,13 @@ def test_block_size_changes_nothing(monkeypatch):
 
 def test_what_cannot_be_done_is_refused():
     _, data = simulate(60, 12, 3)
-    for wrong in ({"mode": "cv"}, {"mode": "compare"}, {"mode": "auto"}, {"threshold": "unit"}):
+    for wrong in (
+        {"mode": "cv"},
+        {"mode": "compare"},
+        {"mode": "auto"},
+        {"threshold": "unit"},
+        {"device": "x"},
+    ):
         with pytest.raises(UsageError):
             fit_wide(data, **wrong)
     with pytest.raises(DataError):

@@ -22,6 +22,7 @@ import numpy as np
 from conform_app.errors import DataError
 from conform_app.psn.covariance import GSNResult, biconvex, contrasts_and_means
 from conform_app.psn.crossval import averages
+from conform_app.psn.dense import CPU, Dense
 from conform_app.psn.intake import Usable
 from conform_app.psn.shrinkage import best_level, held_out_mask
 
@@ -110,7 +111,7 @@ class Span:
         y[:, self.there] = self.root[:, None] * self.vectors.T
         return y
 
-    def gsn(self, levels: np.ndarray) -> GSNResult:
+    def gsn(self, levels: np.ndarray, dense: Dense = CPU) -> GSNResult:
         """GSN in the basis of the span, its covariances shrunk towards the units' diagonals."""
         there = self.there
         counts, n_conditions = there.sum(axis=1), len(there)
@@ -128,7 +129,7 @@ class Span:
             c_d += (1 - s_d) * (into.T @ self.data_product @ into)
         t_mean = max(counts[counts > 1].sum() / n_conditions, 1.0)
         c_s = c_d - c_n / t_min
-        fit = biconvex(c_n, c_s, c_d, t_min, t_mean, n_conditions)
+        fit = biconvex(c_n, c_s, c_d, t_min, t_mean, n_conditions, dense=dense)
         return GSNResult(
             signal_cov=fit.signal,
             noise_cov=fit.noise,

@@ -25,6 +25,7 @@ import numpy as np
 from conform_app.errors import DataError, UsageError
 from conform_app.psn.covariance import level_grid
 from conform_app.psn.crossval import averages
+from conform_app.psn.dense import dense_on
 from conform_app.psn.estimator import fit_psn
 from conform_app.psn.intake import as_responses, select_units
 from conform_app.psn.result import PSNResult
@@ -164,6 +165,7 @@ def fit_wide(
     shrink: bool = True,
     shrink_levels: np.ndarray | None = None,
     progress: Progress | None = None,
+    device: str = "cpu",
     **options,
 ) -> WideFit:
     """Denoise any number of units at once.
@@ -179,6 +181,8 @@ def fit_wide(
         As in :func:`conform_app.psn.fit_gsn`.
     progress : callable, optional
         Called with ("PSN", units done, units in all).
+    device : {"cpu", "cuda", "auto"}, default "cpu"
+        Where covariances are decomposed; the pass over the units runs on the CPU.
     **options
         Others of :func:`conform_app.psn.fit_psn`, but for the level, groups and a basis.
 
@@ -194,7 +198,8 @@ def fit_wide(
         If an option does not commute with rotations of the units.
     """
     data = as_responses(data)
-    levels = level_grid(shrink, shrink_levels)
+    levels, dense = level_grid(shrink, shrink_levels), dense_on(device)
+    options["device"] = device
     _refuse(mode, shrink, options)
     there, valid = select_units(data, keep_partial=False)
     if (there.sum(axis=1) == 0).any():
@@ -210,7 +215,7 @@ def fit_wide(
         exact = {"shrink": shrink, "shrink_levels": shrink_levels}
         return _whole(data, units, valid, fit_psn(data[units], mode=mode, **exact, **options))
     span = measure(data, units, there, shrink=shrink, choose=levels.size > 1, progress=progress)
-    inner = fit_psn(span.coordinates(), mode=mode, gsn=span.gsn(levels), shrink=shrink, **options)
+    inner = fit_psn(span.coordinates(), mode=mode, gsn=span.gsn(levels, dense), shrink=shrink, **options)
     return _from_span(data, units, valid, span, inner, shrink)
 
 
