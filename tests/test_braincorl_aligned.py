@@ -87,6 +87,15 @@ def test_the_gain_is_right_where_images_are_few(study: dict) -> None:
     assert 0.85 < np.median(factors) < 1.15
 
 
+def test_the_gain_is_right_for_a_rotation_to_few_voxels(study: dict) -> None:
+    """One scale for ninety source voxels and two target voxels is far too small for the two."""
+    average = fit_aligned(study["people"], weights=study["weights"], method="procrustes")
+    predicted = average.adapt(study["shared"], study["betas"][:2]).predict(study["test"])
+    predicted = predicted - predicted.mean(axis=1, keepdims=True)
+    truth = study["truth"][:2] - study["truth"][:2].mean(axis=1, keepdims=True)
+    assert (predicted * truth).sum() / (predicted**2).sum() == pytest.approx(1, abs=0.2)
+
+
 def test_the_gain_follows_the_voxel_where_images_are_many() -> None:
     from conform_app.braincorl.aligned import _slopes
 

@@ -28,7 +28,7 @@ from conform_app.braincorl.ridge import fit_ridge, folds_of
 from conform_app.errors import DataError, UsageError
 
 POOLED_IMAGES = 200  # worth of evidence on a voxel's gain from all voxels together
-LARGEST_GAIN = 2.0
+LARGEST_GAIN = 10.0
 
 
 @dataclass(frozen=True)
