@@ -29,14 +29,16 @@ from conform_app.braincorl import (
     fit_five_fold_ridge,
     fit_prior,
     group_mean,
+    start_from_prior,
     train,
+    training_bar,
     unit_norm,
 )
 from conform_app.braincorl.prior import with_ones
 
 ROIS = ("EarlyVis", "LOC", "OPA", "PPA", "RSC")
 CONTEXTS = (20, 50, 100, 300, 1000)
-SIZES = ModelSizes(512, 128, layers=3, ffn=256, heads=4, block=256)
+SIZES = ModelSizes(512, 160, layers=5, ffn=320, heads=5, block=160)
 
 
 def read_weights(path: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -86,10 +88,17 @@ def regional_mean(people: list, labels: np.ndarray) -> np.ndarray:
 def training_settings(steps: int) -> TrainSettings:
     return TrainSettings(
         stages=(
-            Stage(True, (100, 100), 50, 64, steps, 4, lr=1e-3, weight_decay=0.01),
-            Stage(True, (20, 200), 50, 64, steps, 2, lr=5e-4, weight_decay=0.01),
-            Stage(False, (20, 200), 50, 64, steps, 2, lr=2e-4, weight_decay=0.01),
+            Stage(True, (100, 100), 50, 64, steps, 1, lr=1.5e-4, weight_decay=0.01),
+            Stage(
+                True, (15, 350), 50, 64, steps, 15, 2e-4, 0.01, patience=15, schedule="cosine", sizes="log"
+            ),
+            Stage(
+                False, (15, 350), 100, 64, steps, 3, 4e-5, 0.01, patience=3, schedule="cosine", sizes="log"
+            ),
         ),
+        warmup=30,
+        validation_batches=6,
+        precision="bfloat16",
     )
 
 
@@ -114,7 +123,9 @@ def one_participant(left_out: str, truth: dict, args: argparse.Namespace) -> lis
         folder = args.work / f"{left_out}_{args.axes}_{args.ceiling}"
         start = time.perf_counter()
         settings = training_settings(args.steps)
-        model = train(people, SIZES, folder, settings=settings, prior=prior, progress=show).model
+        first = start_from_prior(SIZES, prior, people)
+        bar = training_bar(settings)
+        model = train(people, SIZES, folder, settings=settings, prior=prior, start=first, progress=bar).model
         print(f"{left_out}: trained in {time.perf_counter() - start:.0f} s", flush=True)
     pick = np.arange(0, len(truth[left_out][0]), args.every)
     weights, labels = (v[pick] for v in truth[left_out])
@@ -146,10 +157,6 @@ def one_participant(left_out: str, truth: dict, args: argparse.Namespace) -> lis
     return rows
 
 
-def show(row: dict) -> None:
-    print({k: round(v, 4) for k, v in row.items()}, flush=True)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("weights", type=Path)
@@ -159,7 +166,7 @@ def main() -> None:
     parser.add_argument("--participants", nargs="+", default=["sub-01", "sub-02", "sub-03"])
     parser.add_argument("--every", type=int, default=1, help="take every n-th voxel of the new participant")
     parser.add_argument("--transformer", action="store_true", help="also train the small network")
-    parser.add_argument("--steps", type=int, default=150, help="training steps per epoch")
+    parser.add_argument("--steps", type=int, default=50, help="training steps per epoch")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)

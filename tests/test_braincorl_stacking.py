@@ -40,7 +40,7 @@ def test_a_combination_that_is_better_is_found() -> None:
 
 def test_with_many_images_a_voxel_decides_for_itself() -> None:
     rng = np.random.default_rng(2)
-    signal = rng.normal(size=(100, 1000))
+    signal = rng.normal(size=(100, 4000))
     y = signal + rng.normal(size=signal.shape)
     other = np.arange(100) >= 80  # voxels that the first estimator does not hold for
     first = np.where(other[:, None], 0.0, signal)

@@ -161,7 +161,9 @@ def adapt(
     held_out = (
         {} if method == "transformer" else predict_held_out(features, y, estimators, wanted, n_folds, seed)
     )
-    shares = choose_shares(held_out, y) if method == "stacked" else {method: np.ones(len(y))}
+    shares = {method: np.ones(len(y))}
+    if method == "stacked":
+        shares = choose_shares(held_out, y, y.var(axis=1) - posterior.noise_variance())
     noise = _noise(posterior, y, prior)
     calibration = 1.0
     if held_out:

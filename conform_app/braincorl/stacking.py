@@ -2,15 +2,17 @@
 r"""Which estimator for which voxel: shares by cross-validation within the context, never below the best one.
 
 Shares ``a`` lie on a grid over the simplex of estimators.  With ``e_mvi`` the error of estimator m for voxel
-v at the held-out image i, ``L_i(a)`` is the mean over voxels of ``(sum_m a_m e_mvi)^2 / var(y_v)``, and m*
-the estimator that is best alone.  All voxels see the same images, so that it is images that are sampled::
+v at the held-out image i, ``L_i(a)`` is the mean over voxels of ``(sum_m a_m e_mvi)^2 / u_v`` and m* the
+estimator that is best alone.  The unit u is the geometric mean of the voxel's variance and its estimated
+signal variance: what is explained counts as a share of what can be, but voxels of noise alone do not decide.
+All voxels see the same images, so that it is images that are sampled::
 
-    U(a) = D(a) + 2 SE(a),   D, SE: mean and standard error over images of L_i(a) - L_i(m*)
+    U(a) = D(a) + 4 SE(a),   D, SE: mean and standard error over images of L_i(a) - L_i(m*)
 
-A combination has to be better than the best estimator by two standard errors before it counts as better:
+A combination has to be better than the best estimator by four standard errors before it counts as better:
 with 20 images much of what looks like a gain is theirs alone.  A voxel's shares are the mean over the grid
 under its own likelihood of the held-out errors times ``exp(-TRIALS / 2 . U / L)``: what is best for the
-participant counts as much as so many trials of the voxel, so decides at 20 images and yields at 1,000.
+participant counts as much as so many trials of the voxel: it decides at 20 images, and yields to thousands.
 """
 
 from __future__ import annotations
@@ -24,8 +26,9 @@ from conform_app.braincorl.prior import with_ones
 from conform_app.braincorl.ridge import folds_of
 
 STEPS = 8  # grid: shares in eighths
-TRIALS = 1000
-CAUTION = 2.0  # standard errors
+TRIALS = 2000
+CAUTION = 4.0  # standard errors
+LEAST_SIGNAL = 0.02  # share of a voxel's variance
 TINY = np.finfo(float).tiny
 Estimator = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
@@ -65,8 +68,18 @@ def predict_held_out(
     return out
 
 
-def choose_shares(held_out: Mapping[str, np.ndarray], y: np.ndarray) -> dict[str, np.ndarray]:
-    """Shares of the estimators for every voxel, from their held-out predictions (n_voxels, S).
+def choose_shares(
+    held_out: Mapping[str, np.ndarray], y: np.ndarray, signal: np.ndarray | None = None
+) -> dict[str, np.ndarray]:
+    """Shares of the estimators for every voxel.
+
+    Parameters
+    ----------
+    held_out : mapping of str to ndarray (n_voxels, S)
+        Held-out predictions.
+    y : ndarray (n_voxels, S)
+    signal : ndarray (n_voxels,), optional
+        Signal variance of each voxel, as estimated; default: the variance of the betas.
 
     Returns
     -------
@@ -76,7 +89,9 @@ def choose_shares(held_out: Mapping[str, np.ndarray], y: np.ndarray) -> dict[str
     names = list(held_out)
     grid = np.array([g for g in product(range(STEPS + 1), repeat=len(names)) if sum(g) == STEPS]) / STEPS
     errors = np.stack([held_out[m] - y for m in names], axis=1)  # (n_voxels, n_methods, S)
-    cautious, level = _all_voxels(errors, y, grid)
+    total = np.maximum(y.var(axis=1), TINY)
+    signal = total if signal is None else np.clip(signal, LEAST_SIGNAL * total, total)
+    cautious, level = _all_voxels(errors, np.sqrt(signal * total), grid)
     best = cautious.argmin()
     gram = errors @ errors.transpose(0, 2, 1)
     loss = np.einsum("gm,vmn,gn->vg", grid, gram, grid, optimize=True)
@@ -88,13 +103,13 @@ def choose_shares(held_out: Mapping[str, np.ndarray], y: np.ndarray) -> dict[str
     return dict(zip(names, (share @ grid).T, strict=True))
 
 
-def _all_voxels(errors: np.ndarray, y: np.ndarray, grid: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _all_voxels(errors: np.ndarray, unit: np.ndarray, grid: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """U and mean L of every grid point."""
-    scaled = errors / np.sqrt(np.maximum(y.var(axis=1), TINY))[:, None, None]
-    by_image = scaled.transpose(2, 1, 0) @ scaled.transpose(2, 0, 1) / len(y)  # (S, n_methods, n_methods)
+    scaled = errors / np.sqrt(unit)[:, None, None]
+    by_image = scaled.transpose(2, 1, 0) @ scaled.transpose(2, 0, 1) / len(unit)  # (S, n_methods, n_methods)
     loss = np.einsum("gm,smn,gn->gs", grid, by_image, grid, optimize=True)
     level = loss.mean(axis=1)
     alone = np.flatnonzero(grid.max(axis=1) == 1)
     more = loss - loss[alone[level[alone].argmin()]]
-    deviation = more.std(axis=1, ddof=1) / np.sqrt(y.shape[1])
+    deviation = more.std(axis=1, ddof=1) / np.sqrt(errors.shape[2])
     return more.mean(axis=1) + CAUTION * deviation, level
