@@ -18,6 +18,7 @@ from conform_app.braincorl import (
     ModelSizes,
     Stage,
     TrainSettings,
+    fit_prior,
     leave_one_out,
     load_model,
     train,
@@ -25,7 +26,7 @@ from conform_app.braincorl import (
     unit_norm,
 )
 from conform_app.braincorl.participants import as_participants
-from conform_app.braincorl.sampling import RealVoxels
+from conform_app.braincorl.sampling import RealVoxels, SyntheticVoxels
 from conform_app.errors import CannotCreateError, DataError, UsageError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -224,6 +225,21 @@ def test_context_and_queries_of_a_batch_share_no_image() -> None:
     batch = RealVoxels(people, [np.arange(50)] * 2).draw(np.random.default_rng(0), 32, 30, 40)
     for context, query in zip(batch.context_features, batch.query_features, strict=True):
         assert not {row.tobytes() for row in context} & {row.tobytes() for row in query}
+
+
+def test_query_betas_of_synthetic_voxels_have_no_noise_and_contexts_have() -> None:
+    people = as_participants(participants())
+    batch = SyntheticVoxels(people, fit_prior(people, n_components=1)).draw(
+        np.random.default_rng(0), 8, 30, 40
+    )
+    for x, y, noisy in (
+        (batch.query_features, batch.query_betas, False),
+        (batch.context_features, batch.context_betas, True),
+    ):
+        for features, betas in zip(x, y, strict=True):
+            design = np.column_stack([features, np.ones(len(features))]).astype(np.float64)
+            left = betas - design @ np.linalg.lstsq(design, betas, rcond=None)[0]
+            assert (left.std() > 0.1) == noisy
 
 
 def test_bad_training_input_has_its_errors(tmp_path: Path) -> None:
