@@ -41,7 +41,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "bids": GROUND | {"settings", "images"},
     "reports": GROUND | {"settings", "images"},
     "collect": GROUND | {"settings", "images", "bids", "mosaic"},  # participants' outputs -> a collection
-    "encode": GROUND | {"settings", "images", "bids", "mosaic", "braincorl", "collect"},  # a collection -> models
+    "encode": GROUND | {"settings", "images", "bids", "mosaic", "braincorl", "collect"},  # -> models
     "interfaces": GROUND | {"settings", "collect", "encode"} | FLOORS,
     "workflows": GROUND | {"settings", "interfaces", "collect", "encode"} | FLOORS,
     "cli": GROUND | {"settings", "workflows", "interfaces", "collect", "encode"} | FLOORS,
