@@ -182,7 +182,7 @@ def negative_pairs(m: np.ndarray) -> Pairs | None:
     Lanczos iteration on ``(m - sigma)^-1``, where sigma is a little below the lowest eigenvalue.  That none
     is missing shows in that m has a Cholesky factor once the eigenvalues found change their sign.
     """
-    start = np.random.RandomState(0).standard_normal(len(m))
+    start = np.random.RandomState(0).standard_normal(len(m)).astype(m.dtype)
     try:
         lowest = eigsh(m, k=1, which="SA", tol=1e-2, v0=start, maxiter=100)[0][0]
     except ArpackNoConvergence:
@@ -217,7 +217,8 @@ def negative_pairs(m: np.ndarray) -> Pairs | None:
 
 def _lanczos(apply, start: np.ndarray, cut: float) -> np.ndarray | None:
     """Eigenvectors with eigenvalues above the cut of a positive definite operator, None beyond `_FEW`."""
-    basis = np.empty((_STEPS + 1, len(start)))
+    basis = np.empty((_STEPS + 1, len(start)), start.dtype)
+    least = 1e-13 if start.dtype == np.float64 else 1e-5
     basis[0] = start / np.linalg.norm(start)
     alpha, beta = np.zeros(_STEPS), np.zeros(_STEPS)
     for k in range(_STEPS):
@@ -236,8 +237,8 @@ def _lanczos(apply, start: np.ndarray, cut: float) -> np.ndarray | None:
             if np.count_nonzero(above) > _FEW:
                 return None
             others = (theta + error)[~above]
-            if np.all(error[above] < 1e-13 * theta[-1]) and others.size and others.max() < cut:
-                return basis[: k + 1].T @ s[:, above]
+            if np.all(error[above] < least * theta[-1]) and others.size and others.max() < cut:
+                return (basis[: k + 1].T @ s[:, above]).astype(start.dtype, copy=False)
     return None
 
 
@@ -249,9 +250,9 @@ def _second_signal(signal: np.ndarray, pairs: Pairs, clipped: Pairs, b: float, t
     """The signal's covariance of the second round from that of the first."""
     w, v = pairs
     mu, y = clipped
-    u = (v.T @ y) * np.sqrt(-mu / t)
+    u, w = ((v.T @ y) * np.sqrt(-mu / t)).astype(np.float64), w.astype(np.float64)
     x, k = positive_part_change(np.where(w < 0, w * (1 - b / t), w), u)
-    x = dense.product(v, x)
+    x, k = dense.product(v, x.astype(v.dtype, copy=False)), k.astype(v.dtype, copy=False)
     out = signal.copy()
     add_product(out, x @ k, x)
     return out
@@ -301,7 +302,16 @@ def positive_part_change(w: np.ndarray, u: np.ndarray) -> tuple[np.ndarray, np.n
 def _settled(new: np.ndarray, old: np.ndarray) -> bool:
     if new.size == 1:
         return bool(abs(new.item() - old.item()) < 1e-5)
-    mean_new, mean_old = new.mean(), old.mean()
-    cross = np.vdot(new, old) - new.size * mean_new * mean_old
-    power = (np.vdot(new, new) - new.size * mean_new**2) * (np.vdot(old, old) - new.size * mean_old**2)
+    mean_new, mean_old = (m.mean(dtype=np.float64) for m in (new, old))
+    cross = _dot(new, old) - new.size * mean_new * mean_old
+    power = (_dot(new, new) - new.size * mean_new**2) * (_dot(old, old) - new.size * mean_old**2)
     return bool(power > 0 and cross / np.sqrt(power) > _SAME)
+
+
+def _dot(a: np.ndarray, b: np.ndarray) -> float:
+    """Sum of products, in double precision."""
+    if a.dtype == np.float64:
+        return np.vdot(a, b)
+    return sum(
+        np.vdot(a[rows].astype(np.float64), b[rows].astype(np.float64)) for rows in row_blocks(*a.shape)
+    )

@@ -151,25 +151,24 @@ def gsn_complete(
     reference: bool = False,
     dense: Dense = CPU,
     keep_eig: bool = True,
+    dtype: type = np.float64,
 ) -> GSNResult:
     """GSN where a trial is either there for all units or for none.
 
     Grids of a single level fix the shrinkage, which saves the two eigendecompositions of the choice.  Without
-    ``keep_eig`` there is no ``signal_eig``, which may save another.
+    ``keep_eig`` there is no ``signal_eig``, which may save another.  ``dtype``: of the matrices; single
+    precision is for given levels and `alternation.LARGE` populations.
     """
     n_conditions = usable.there.shape[0]
     factors = factors_of(usable)
     t_min, t_mean, mean = factors.t_min, factors.t_mean, factors.means.mean(axis=1)
-    s_n = _noise_level(
-        factors.noise, factors.condition, factors.dof, n_conditions, noise_levels, reference, dense
-    )
-    s_d = _data_level(factors.means, data_levels, reference, dense)
+    s_n, s_d = _levels(factors, n_conditions, noise_levels, data_levels, reference, dense)
     if reference:
         c_n, c_d = published.raw_covariances(usable, factors.means, s_n, s_d)
         c_s = c_d - c_n / t_min
     else:
-        c_n = shrunk(dense.gram(factors.noise_root()), s_n)
-        c_d = shrunk(dense.gram(factors.data_root()), s_d)
+        c_n = shrunk(dense.gram(factors.noise_root().astype(dtype, copy=False)), s_n)
+        c_d = shrunk(dense.gram(factors.data_root().astype(dtype, copy=False)), s_d)
         del factors
         if len(c_d) < alternation.LARGE:
             c_s = c_d - c_n / t_min
@@ -194,6 +193,13 @@ def gsn_complete(
         valid=usable.valid,
         signal_eig=fit.signal_eig,
     )
+
+
+def shrinkage_of(usable: Usable, levels: np.ndarray, dense: Dense = CPU) -> tuple[float, float]:
+    """The levels of noise and data covariance that `gsn_complete` would choose, without the rest."""
+    if levels.size == 1:
+        return float(levels[0]), float(levels[0])
+    return _levels(factors_of(usable), usable.there.shape[0], levels, levels, False, dense)
 
 
 @dataclass(frozen=True, eq=False)
@@ -302,6 +308,20 @@ def contrasts_and_means(usable: Usable) -> tuple[np.ndarray, np.ndarray, np.ndar
             dofs.append(np.full(rows.size * (k - 1), k - 1.0))
         first = columns.stop
     return factor, np.concatenate(conditions), np.concatenate(dofs), means, t_min
+
+
+def _levels(
+    factors: Factors,
+    n_conditions: int,
+    noise_levels: np.ndarray,
+    data_levels: np.ndarray,
+    reference: bool,
+    dense: Dense,
+) -> tuple[float, float]:
+    s_n = _noise_level(
+        factors.noise, factors.condition, factors.dof, n_conditions, noise_levels, reference, dense
+    )
+    return s_n, _data_level(factors.means, data_levels, reference, dense)
 
 
 def _noise_level(

@@ -156,11 +156,11 @@ def cv_curves(
         if per_unit:
             curve = unit_curves(axes, z, y, dense)
             del axes, z, y  # before the sums, and the next fold, need the memory
-            sum_population = _add(sum_population, curve.sum(axis=0))
-            sum_units = _add(sum_units, curve)
+            sum_population = add_curves(sum_population, curve.sum(axis=0))
+            sum_units = add_curves(sum_units, curve)
             del curve
         else:
-            sum_population = _add(sum_population, population_curve(axes, z, y, dense))
+            sum_population = add_curves(sum_population, population_curve(axes, z, y, dense))
             del axes, z, y
     if per_unit:
         sum_units /= weight
@@ -188,7 +188,7 @@ def fold_data(
     return z, y, w[used]
 
 
-def _add(total: np.ndarray | float, curve: np.ndarray) -> np.ndarray:
+def add_curves(total: np.ndarray | float, curve: np.ndarray) -> np.ndarray:
     """Sum over the numbers of dimensions that all folds have."""
     if isinstance(total, float):
         return curve

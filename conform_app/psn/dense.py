@@ -65,7 +65,7 @@ class Dense:
         return True
 
     def solver(self, m: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-        """``z -> m^-1 z`` of a positive definite matrix, which is destroyed.
+        """``z -> m^-1 z`` of a positive definite matrix, which is destroyed, in its precision.
 
         Raises
         ------
@@ -74,7 +74,7 @@ class Dense:
         """
         if self.place is None:
             factor = cho_factor(m.T, lower=True, overwrite_a=True, check_finite=False)
-            return lambda z: cho_solve(factor, z, check_finite=False)
+            return lambda z: cho_solve(factor, z.astype(m.dtype, copy=False), check_finite=False)
         import torch
 
         lower, info = torch.linalg.cholesky_ex(self._send(m))
@@ -82,7 +82,7 @@ class Dense:
             raise LinAlgError("The matrix is not positive definite.")
 
         def solve(z: np.ndarray) -> np.ndarray:
-            columns = self._send(z.reshape(len(z), -1))
+            columns = self._send(z.reshape(len(z), -1).astype(m.dtype, copy=False))
             return torch.cholesky_solve(columns, lower).cpu().numpy().reshape(z.shape)
 
         return solve

@@ -25,12 +25,13 @@ from conform_app.errors import DataError, UsageError
 from conform_app.psn import crossval, gaps, honest
 from conform_app.psn.account import account_of
 from conform_app.psn.basis import Basis
-from conform_app.psn.covariance import GSNResult, gsn_complete, level_grid
+from conform_app.psn.covariance import GSNResult, gsn_complete, level_grid, shrinkage_of
 from conform_app.psn.dense import Dense, dense_on
+from conform_app.psn.honest import AllTrials
 from conform_app.psn.intake import Usable, as_responses, usable_data
 from conform_app.psn.options import PSNOptions, check_options
 from conform_app.psn.pairwise import gsn_pairwise
-from conform_app.psn.result import Blend, PSNResult, kept_variance, truncate, wiener_matrix_of
+from conform_app.psn.result import Blend, PSNResult, kept_variance, truncate, wiener_operator
 from conform_app.psn.selection import choose_analytic, compare_bases, ordered_basis
 
 
@@ -120,25 +121,34 @@ def fit_psn(
     dense = dense_on(device)
     usable = usable_data(data, keep_partial=uneven == "missing")
     pairwise = bool(np.isnan(usable.x[:, usable.there]).any() or (uneven == "missing" and _has_gaps(usable)))
-    gsn = _gsn(usable, gsn, level_grid(shrink, shrink_levels), pairwise, options, dense)
+    levels = level_grid(shrink, shrink_levels)
+    if gsn is not None or pairwise or options.forced or options.criterion not in ("auto", "cv"):
+        estimate = AllTrials.of(_gsn(usable, gsn, levels, pairwise, options, dense))
+    else:  # the folds need the levels alone
+        shrinkage = shrinkage_of(usable, levels, dense)
+        grids = [np.array([level]) for level in shrinkage]
+        keep = options.basis_name in ("signal", "compare")
+        estimate = AllTrials(
+            *shrinkage, functools.cache(lambda: gsn_complete(usable, *grids, dense=dense, keep_eig=keep))
+        )
     mean, whole = _averages(data, usable, pairwise)
-    return _fit(data, usable, gsn, mean, whole, options, pairwise, dense)
+    return _fit(data, usable, estimate, mean, whole, options, pairwise, dense)
 
 
 def _fit(
     data: np.ndarray,
     usable: Usable,
-    gsn: GSNResult,
+    estimate: AllTrials,
     mean: np.ndarray,
     whole: np.ndarray,
     options: PSNOptions,
     pairwise: bool,
     dense: Dense,
 ) -> PSNResult:
-    t = gsn.n_trials
     m = mean.mean(axis=1, keepdims=True)
     if options.basis_name == "compare":
-        options = replace(options, basis=compare_bases(usable.x, gsn, mean, t, options))
+        gsn = estimate.gsn()
+        options = replace(options, basis=compare_bases(usable.x, gsn, mean, gsn.n_trials, options))
     n_axes = len(mean) if isinstance(options.basis, str) else options.basis.shape[1]
     if options.allowed is not None and options.allowed.max(initial=0) > n_axes:
         raise UsageError(
@@ -146,15 +156,16 @@ def _fit(
         )
     groups = None if options.groups is None else options.groups[usable.valid]
     choice, denoiser = None, None
-    # The axes of all trials, when they are first needed: they and the folds need not be there at once.
-    basis = functools.cache(lambda: ordered_basis(options, gsn, mean, usable, dense))
+    # Covariances and axes of all trials, when they are first needed: with the folds gone.
+    basis = functools.cache(lambda: ordered_basis(options, estimate.gsn(), mean, usable, dense))
     if options.criterion == "auto" or (options.criterion == "cv" and not options.forced):
         name = "choose_blend" if options.criterion == "auto" else "choose_cut"
         if pairwise:
-            choice = getattr(gaps, name)(usable, gsn, basis(), options, groups)
+            choice = getattr(gaps, name)(usable, estimate.gsn(), basis(), options, groups)
         else:
-            choice = getattr(honest, name)(usable, gsn, basis, options, groups, dense)
-    axes, z = basis(), mean - m
+            choice = getattr(honest, name)(usable, estimate, basis, options, groups, dense)
+    gsn, axes, z = estimate.gsn(), basis(), mean - m
+    t = gsn.n_trials
     if options.criterion == "auto":
         denoiser = Blend(choice.weights, choice.population, choice.units)
         options = replace(options, **denoiser.options())
@@ -217,9 +228,7 @@ def _wiener(
     gsn: GSNResult, t: float, z: np.ndarray, dense: Dense
 ) -> tuple[np.ndarray, float, list[np.ndarray]]:
     """Wiener-filtered averages, effective dimensions, and signal and noise variance kept per unit."""
-    # A and cSb are symmetric: the transpose of A^-1 cSb is cSb A^-1.
-    operator = dense.solver(wiener_matrix_of(gsn.signal_cov, gsn.noise_cov, t))(gsn.signal_cov).T
-    return _through(operator, gsn, t, z, dense)
+    return _through(wiener_operator(gsn.signal_cov, gsn.noise_cov, t, dense), gsn, t, z, dense)
 
 
 def _through(

@@ -30,12 +30,13 @@ from conform_app.psn.covariance import GSNResult, expected_gain, gsn_complete
 from conform_app.psn.dense import CPU, Dense
 from conform_app.psn.intake import Usable
 from conform_app.psn.options import PSNOptions
-from conform_app.psn.result import truncate, wiener
+from conform_app.psn.result import truncate, wiener, wiener_matrix_of
 from conform_app.psn.selection import ordered_basis
 
 _MIN_CONDITIONS = 4  # for axes from other conditions
 _CONDITION_GROUPS = 5
-_SINGLE = 512  # units beyond which axes of folds are computed in single precision
+_SINGLE = 512  # units beyond which folds are computed in single precision
+_QUIETEST = 1e-3  # least noise variance of a unit, as a share of the largest, for that
 _STANDARD_ERRORS = 2.0
 _WORTH = 0.1  # least gain, as a share of the Wiener filter's error, for which it is left
 CANDIDATES = ("population", "unit", "wiener")
@@ -67,9 +68,26 @@ class Choice:
     errors: dict[str, float]
 
 
+@dataclass(frozen=True, eq=False)
+class AllTrials:
+    """What all trials say: shrinkage levels, and, where it is asked for, the rest of GSN.
+
+    Refitting a fold takes the levels alone, so that the matrices of all trials need not be there meanwhile.
+    """
+
+    shrink_noise: float
+    shrink_data: float
+    gsn: Callable[[], GSNResult]
+
+    @classmethod
+    def of(cls, gsn: GSNResult) -> AllTrials:
+        """A result that is there."""
+        return cls(gsn.shrink_noise, gsn.shrink_data, lambda: gsn)
+
+
 def choose_cut(
     usable: Usable,
-    gsn: GSNResult,
+    gsn: GSNResult | AllTrials,
     axes: Basis | Callable[[], Basis],
     options: PSNOptions,
     groups: np.ndarray | None,
@@ -77,8 +95,11 @@ def choose_cut(
 ) -> Choice:
     """The cut with the smallest error on left-out trials; ``axes``, or what makes them, are of all trials."""
     folds, scheme = plan_folds(usable.there, options)
+    estimate = gsn if isinstance(gsn, AllTrials) else AllTrials.of(gsn)
     axes_of = _remembered(
-        lambda fold: _axes_from(usable, fold.basis, gsn, options, dense), scheme, lambda: _made(axes).axes
+        lambda fold: _axes_from(usable, fold.basis, estimate, options, dense),
+        scheme,
+        lambda: _made(axes).axes,
     )
     # The published shortcut subtracts the unit means of all trials; refitted folds their own.
     means = crossval.averages(usable.x, usable.there).mean(axis=1) if scheme == "shared" else None
@@ -91,7 +112,7 @@ def choose_cut(
 
 def choose_blend(
     usable: Usable,
-    gsn: GSNResult,
+    gsn: GSNResult | AllTrials,
     axes: Basis | Callable[[], Basis],
     options: PSNOptions,
     groups: np.ndarray | None,
@@ -99,36 +120,64 @@ def choose_blend(
 ) -> Choice:
     """Population cut, unit cut, Wiener filter, or a weighted mean of them; ``axes`` as in `choose_cut`."""
     folds, scheme = plan_folds(usable.there, options)
+    estimate = gsn if isinstance(gsn, AllTrials) else AllTrials.of(gsn)
     model_of = _remembered(
-        lambda fold: _model_from(usable, fold.basis, gsn, dense), scheme, lambda: (_made(axes).axes, gsn)
+        lambda fold: _model_from(usable, fold.basis, estimate, dense),
+        scheme,
+        lambda: (_made(axes).axes, estimate.gsn()),
     )
-    kept = []
+    kept, total, last = [], 0.0, (None, None)
     for fold in folds:
         b, fit = model_of(fold)
-        z, y, w = crossval.fold_data(usable.x, fold)
+        z, y, _ = crossval.fold_data(usable.x, fold)
         trials = float(fold.train[fold.test.any(axis=1)].sum(axis=1).mean())
         filtered = wiener(fit.signal_cov, fit.noise_cov, trials, z, dense)
-        kept.append((b, z, y, w.sum(), crossval.unit_curves(b, z, y, dense), filtered))
-        del b, fit  # before the next fold needs the memory
-    length = min(fold[4].shape[1] for fold in kept)
-    total = sum(fold[4][:, :length] for fold in kept)
-    weight = sum(fold[3] for fold in kept)
-    n_conditions = len(usable.there)
-    gram, cross, power = np.zeros((n_conditions, 3, 3)), np.zeros((n_conditions, 3)), 0.0
-    for fold, (b, z, y, _, curve, filtered) in zip(folds, kept, strict=True):
-        others = total - curve[:, :length] if len(kept) > 1 else total
-        cuts = pick_population(others.mean(axis=0), options), pick_units(others, options, groups)
+        total = crossval.add_curves(total, crossval.unit_curves(b, z, y, dense))
+        if last[0] is not b:  # axes of a fold are of single precision where there are many
+            last = b, b if scheme == "shared" else b.astype(_precision(len(b)))
+        kept.append((last[1], filtered.astype(_precision(len(b)))))
+        del b, fit, filtered, z, y  # before the next fold needs the memory
+    last = model_of = None
+    gram, cross = np.zeros((len(usable.there), 3, 3)), np.zeros((len(usable.there), 3))
+    weight, power = 0.0, 0.0
+    while kept:
+        fold, (b, filtered) = folds[len(folds) - len(kept)], kept.pop(0)
+        z, y, w = crossval.fold_data(usable.x, fold)
+        weight, power = weight + w.sum(), power + np.einsum("uc,uc->", y, y)
+        cuts = _cuts_of_others(b, z, y, total, len(folds), options, groups, dense)
+        b = b.astype(np.float64, copy=False)
         guesses = np.stack([*(truncate(b, k, z) for k in cuts), filtered])
         tested = fold.test.any(axis=1)
         gram[tested] += np.einsum("iuc,juc->cij", guesses, guesses)
         cross[tested] += np.einsum("iuc,uc->ci", guesses, y)
-        power += np.einsum("uc,uc->", y, y)
+        del b, filtered, z, y, guesses
+    population, units = pick_population(total.mean(axis=0), options), pick_units(total, options, groups)
     scale = weight * len(usable.x)
-    noise = scale * float(gsn.noise_cov_raw.diagonal().mean())  # of the left-out trials themselves
+    curve = total.sum(axis=0) / scale
+    del total
+    noise = scale * float(estimate.gsn().noise_cov_raw.diagonal().mean())  # of the left-out trials themselves
     weights, totals = _weigh(gram, cross, noise - power)
     errors = {name: float(power + value) / scale for name, value in totals.items()}
-    population, units = pick_population(total.mean(axis=0), options), pick_units(total, options, groups)
-    return Choice(population, units, total.sum(axis=0) / scale, scheme, weights, errors)
+    return Choice(population, units, curve, scheme, weights, errors)
+
+
+def _cuts_of_others(
+    b: np.ndarray,
+    z: np.ndarray,
+    y: np.ndarray,
+    total: np.ndarray,
+    n_folds: int,
+    options: PSNOptions,
+    groups: np.ndarray | None,
+    dense: Dense,
+) -> tuple[int, np.ndarray]:
+    """Cuts that the other folds ask for: from the sum of all curves less the fold's own, made again."""
+    others = total
+    if n_folds > 1:
+        z, y = (side.astype(b.dtype, copy=False) for side in (z, y))
+        others = crossval.unit_curves(b, z, y, dense)[:, : total.shape[1]]
+        np.subtract(total, others, out=others)
+    return pick_population(others.mean(axis=0), options), pick_units(others, options, groups)
 
 
 def _weigh(gram: np.ndarray, cross: np.ndarray, floor: float) -> tuple[np.ndarray, dict[str, float]]:
@@ -163,7 +212,7 @@ def pick_units(curves: np.ndarray, options: PSNOptions, groups: np.ndarray | Non
     choice = _candidates(curves.shape[1], options)
     if not choice.size:
         return np.full(len(curves), int(options.allowed[0]))
-    own = curves[:, choice]
+    own = curves if options.allowed is None else curves[:, choice]
     if options.pooling:
         own = own / curves[:, :1]
         own += options.pooling * own.mean(axis=0)
@@ -203,14 +252,14 @@ def _part(usable: Usable, trials: np.ndarray) -> Usable:
 
 
 def _axes_from(
-    usable: Usable, trials: np.ndarray, gsn: GSNResult, options: PSNOptions, dense: Dense
+    usable: Usable, trials: np.ndarray, levels: AllTrials, options: PSNOptions, dense: Dense
 ) -> np.ndarray:
     """Axes that only these trials (n_conditions, n_trials) determine; shrinkage levels stay those of all."""
     part = _part(usable, trials)
     if options.basis_name == "difference" and options.ordering == "eigenvalues":
-        dtype = np.float32 if len(part.x) > _SINGLE else np.float64
-        return _positive(expected_gain(part, gsn.shrink_noise, gsn.shrink_data, dtype, dense), dense)
-    refit = _refit(part, gsn, dense, keep_eig=True)
+        dtype = _precision(len(part.x))
+        return _positive(expected_gain(part, levels.shrink_noise, levels.shrink_data, dtype, dense), dense)
+    refit = _refit(part, levels, dense, keep_eig=True)
     mean = crossval.averages(part.x, part.there)
     if options.descends:
         covs = refit.signal_cov, refit.noise_cov
@@ -221,20 +270,39 @@ def _axes_from(
 
 
 def _model_from(
-    usable: Usable, trials: np.ndarray, gsn: GSNResult, dense: Dense
+    usable: Usable, trials: np.ndarray, levels: AllTrials, dense: Dense
 ) -> tuple[np.ndarray, GSNResult]:
-    refit = _refit(_part(usable, trials), gsn, dense, keep_eig=False)
+    part = _part(usable, trials)
+    dtype = _precision(len(part.x)) if levels.shrink_noise < 1 else np.float64
+    refit = _refit(part, levels, dense, keep_eig=False, dtype=dtype)
+    if dtype != np.float64 and not _suffices(refit, dense):
+        refit = _refit(part, levels, dense, keep_eig=False)
     return positive_axes(refit.signal_cov - refit.noise_cov / refit.n_trials, dense), refit
 
 
-def _refit(part: Usable, gsn: GSNResult, dense: Dense, *, keep_eig: bool) -> GSNResult:
-    levels = np.array([gsn.shrink_noise]), np.array([gsn.shrink_data])
-    return gsn_complete(part, *levels, dense=dense, keep_eig=keep_eig)
+def _suffices(fit: GSNResult, dense: Dense) -> bool:
+    """Whether single precision tells quiet units from rounding, and their Wiener filter has a solution."""
+    size = fit.noise_cov_raw.diagonal()
+    return bool(size.min() > _QUIETEST * size.max()) and dense.is_positive(
+        wiener_matrix_of(fit.signal_cov, fit.noise_cov, fit.n_trials)
+    )
+
+
+def _refit(
+    part: Usable, levels: AllTrials, dense: Dense, *, keep_eig: bool, dtype: type = np.float64
+) -> GSNResult:
+    grids = np.array([levels.shrink_noise]), np.array([levels.shrink_data])
+    return gsn_complete(part, *grids, dense=dense, keep_eig=keep_eig, dtype=dtype)
+
+
+def _precision(n_units: int) -> type:
+    """Of what is only held against left-out trials."""
+    return np.float32 if n_units > _SINGLE else np.float64
 
 
 def positive_axes(m: np.ndarray, dense: Dense = CPU) -> np.ndarray:
     """Eigenvectors of a symmetric matrix with positive eigenvalues, descending."""
-    return _positive(m.astype(np.float32 if len(m) > _SINGLE else np.float64), dense)
+    return _positive(m.astype(_precision(len(m))), dense)
 
 
 def _positive(m: np.ndarray, dense: Dense) -> np.ndarray:

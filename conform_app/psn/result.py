@@ -58,8 +58,25 @@ class Blend:
         return out
 
     def operator(self, axes: np.ndarray, gsn: GSNResult, n_trials: float, dense: Dense = CPU) -> np.ndarray:
-        """The n x n matrix of the same."""
-        return self.apply(axes, gsn, n_trials, np.eye(len(axes)), dense)
+        """The n x n matrix of the same, in which row u makes unit u."""
+        out = np.zeros((len(axes), len(axes)))
+        if self.weights[2] > 0:
+            solve = dense.solver(wiener_matrix_of(gsn.signal_cov, gsn.noise_cov, n_trials))
+            for columns in row_blocks(len(axes), len(axes)):
+                some = np.zeros_like(out[:, columns])
+                some[columns] = np.eye(some.shape[1])
+                out[:, columns] = dense.product(gsn.signal_cov, self.weights[2] * solve(some))
+            del solve
+        cuts = self.population if self.weights[0] > 0 else 0, self.units if self.weights[1] > 0 else 0
+        most = int(max(np.max(cut, initial=0) for cut in cuts))
+        order = np.arange(most)
+        for rows in row_blocks(len(axes), len(axes)):
+            part = np.zeros((len(out[rows]), most))
+            for weight, cut in zip(self.weights, cuts, strict=False):
+                part += weight * (order < np.broadcast_to(cut, len(axes))[rows, None])
+            part *= axes[rows, :most]
+            out[rows] += dense.product(part, axes[:, :most].T)
+        return out
 
 
 @dataclass(frozen=True, eq=False)
@@ -208,13 +225,12 @@ class PSNResult:
 
     def operator(self) -> np.ndarray:
         """The denoiser of the valid units as an n x n matrix, in which row u makes unit u."""
-        eye = np.eye(len(self.axes))
         if self.blend is not None:
             return self.blend.operator(self.axes, self.gsn, self.n_trials)
         if self.criterion == "wiener":
-            return wiener(self.gsn.signal_cov, self.gsn.noise_cov, self.n_trials, eye)
+            return wiener_operator(self.gsn.signal_cov, self.gsn.noise_cov, self.n_trials)
         k = self.threshold[self.valid] if isinstance(self.threshold, np.ndarray) else self.threshold
-        return truncate(self.axes, k, eye)
+        return truncate(self.axes, k, np.eye(len(self.axes)))
 
     def _most(self) -> int:
         if self.criterion in ("wiener", "blend"):
@@ -248,6 +264,13 @@ def wiener(
     """``cSb A^-1 z`` with ``A = cSb + cNb / T``; see `wiener_matrix_of`."""
     solve = dense.solver(wiener_matrix_of(signal_cov, noise_cov, n_trials))
     return dense.product(signal_cov, solve(z))
+
+
+def wiener_operator(
+    signal_cov: np.ndarray, noise_cov: np.ndarray, n_trials: float, dense: Dense = CPU
+) -> np.ndarray:
+    """``cSb A^-1``; as A and cSb are symmetric, the transpose of ``A^-1 cSb``."""
+    return dense.solver(wiener_matrix_of(signal_cov, noise_cov, n_trials))(signal_cov).T
 
 
 def wiener_matrix_of(signal_cov: np.ndarray, noise_cov: np.ndarray, n_trials: float) -> np.ndarray:
