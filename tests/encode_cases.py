@@ -28,9 +28,12 @@ def make_collection(
     noise: float = 1.0,
     constant: int = 0,
     averages: bool = False,
+    shared: int = 0,
     seed: int = 0,
 ) -> Collection:
     """Participants with train images of their own and common test images, each shown twice.
+
+    The first ``shared`` train images of all participants but the last are the first one's.
 
     Vertex v of all participants prefers similar directions of a three-dimensional part of the features.
     Vertex 0 has no value (a medial wall); of the next ``constant`` all trials are alike.
@@ -43,6 +46,8 @@ def make_collection(
     for number, person in enumerate(people):
         label, _, dataset = person.partition("_")
         shown = np.concatenate([np.arange(N_TEST), N_TEST + N_TRAIN * number + np.arange(N_TRAIN)])
+        if number < len(people) - 1:
+            shown[N_TEST : N_TEST + shared] = N_TEST + np.arange(shared)
         order = rng.permutation(np.repeat(shown, 2))
         weights = (common + 0.7 * rng.normal(size=(V, 3))) @ loadings
         signal = vectors[order] @ weights.T

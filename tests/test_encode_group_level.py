@@ -22,6 +22,7 @@ pytest.importorskip("zarr")
 
 STEM = "space-fsLR_den-91k"
 ENCODE = ("--encode", "stacked", "--encode-context", "10", "16", "--encode-repeats", "2", "--nprocs", "1")
+ENCODE += ("--encode-alignment", "ridge")
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +87,27 @@ def test_the_page_shows_it_and_cites_it(out) -> None:
     before = (out / "group.html").read_bytes()
     assert main([str(out.parent / "x"), str(out), "group", "--reports-only"]) == 0
     assert len((out / "group.html").read_bytes()) == len(before)
+
+
+def test_participants_of_a_study_are_aligned(out) -> None:
+    """They saw the same train images; those of the two studies share none."""
+    made = out / "group" / "encoding"
+    shared = pd.read_csv(made / f"{STEM}_alignment.tsv", sep="\t").set_index(
+        ["participant", "other", "n_context"]
+    )
+    assert shared.loc[("sub-01_Alpha", "sub-02_Alpha", 16), "n_shared"] == 16
+    assert not shared.loc[("sub-01_Alpha", "sub-01_Beta", 16), "used"]
+    metrics = pd.read_csv(made / f"{STEM}_metrics.tsv", sep="\t")
+    r = metrics[(metrics["metric"] == "r") & (metrics["region"] == "all")]
+    r = r.set_index(["method", "n_context", "participant"]).sort_index()
+    assert r.loc[("aligned ridge", 16), "mean"].between(0.1, 1).all()
+    same = r.loc[("aligned ridge", 16), "n_vertices"] == r.loc[("ridge", 16), "n_vertices"]
+    assert same.all()
+    assert r.loc[("aligned ridge", 16), "over_ridge_low"].notna().all()
+    page = (out / "group.html").read_text()
+    assert "Functional alignment" in page
+    assert "Bazeille et al., 2021" in page
+    assert "aligned ridge" in (out / "group" / "figures" / "desc-learningcurve_group.svg").read_text()
 
 
 def test_what_is_there_stays_and_other_settings_are_refused(out, arguments, capsys) -> None:

@@ -162,6 +162,9 @@ def test_queries_and_categories(made, root) -> None:
     best = maps(made, "", "queries", suffix="dseg.label")[:, 0]
     np.testing.assert_array_equal(best[3:], answer[3:].argmax(axis=1) + 1)
     assert (best[:3] == 0).all()
+    margin = maps(made, "margin", "queries")[:, 0]
+    np.testing.assert_allclose(margin[3:], abs(answer[3:, 0] - answer[3:, 1]), atol=1e-5)
+    assert np.isnan(margin[:3]).all()
     assert table(made, "desc-queries_dseg", "TWO01")["name"].tolist() == ["a face", "a place"]
     contrast = maps(made, "contrast", "categories")
     np.testing.assert_allclose(contrast[3:, 0], -contrast[3:, 1], atol=1e-5)

@@ -47,6 +47,7 @@ def data(n=3, regions=(), ceiling=True, **changes) -> EncodingData:
     its = summary(n, **changes)
     rng = np.random.default_rng(0)
     methods = ["stacked", "ridge", "five-fold ridge"] + (["prior", "group mean"] if n > 1 else [])
+    methods += [changes["Alignment"]["estimator"]] if "Alignment" in changes else []
     rows, needed = [], []
     for person in its["Participants"]:
         for method in methods:
@@ -137,6 +138,48 @@ def test_queries_are_drawn_and_counted(tmp_path) -> None:
     assert part.tables[0].rows == [("sub-01_A", "75 %", "25 %")]
     assert [figure.name for figure in part.figures] == ["encodingqueries"]
     assert "encoding-queries" not in parts_of(data(1, taught=False), tmp_path)
+
+
+def alignment(method="ridge", name="aligned ridge"):
+    """What a record says of it."""
+    its = {"method": method, "estimator": name, "context_sizes": [50], "least_shared": 8}
+    return its | {"others": ["sub-09_A"], "pieces": "compact blocks of at most 512 points"}
+
+
+def test_alignment_has_its_row_everywhere_and_who_has_none_is_named(tmp_path) -> None:
+    given = data(3, Alignment=alignment())
+    gone = {"method": "ridge", "context_sizes": [], "reason": "too few train images shared with others"}
+    given.summary["Records"]["sub-03_A"]["Alignment"] = gone
+    parts = parts_of(given, tmp_path)
+    rows = parts["encoding-alignment"].tables[0].rows
+    assert [row[1] for row in rows] == ["sub-09_A", "sub-09_A", "too few train images shared with others"]
+    assert rows[0][5].startswith("+0.10")
+    assert rows[2][2:] == ("–",) * 4
+    assert "compact blocks of at most 512 points" in parts["encoding-alignment"].notes[0]
+    figures = {figure.name: figure for figure in parts["encoding-accuracy"].figures}
+    assert "aligned ridge" in (tmp_path / figures["learningcurve"].file).read_text()
+    assert "aligned ridge" in parts["encoding-images"].tables[0].head
+    assert "encoding-alignment" not in parts_of(data(2), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("method", "word", "key"),
+    [
+        ("ridge", "by ridge regression", "alignment"),
+        ("procrustes", "Procrustes", "hyperalignment"),
+        ("optimal_transport", "entropic optimal transport", "transport"),
+    ],
+)
+def test_alignment_is_described_and_cited(method, word, key) -> None:
+    text = methods_text(summary(Alignment=alignment(method)))
+    assert word in text
+    assert {"alignment", key} <= set(cited_keys(text))
+    known = read_bibliography((template_dir() / "references.bib").read_text(encoding="utf-8"))
+    assert set(cited_keys(text)) <= set(known)
+    assert known["alignment"].short == "Bazeille et al., 2021"
+    for left in ("{{", "{%", "None", "  ", " ,", " ."):
+        assert left not in text
+    assert "alignment" not in methods_text(summary())
 
 
 def test_no_models_no_sections(tmp_path) -> None:

@@ -97,9 +97,10 @@ ENCODE_HEAD = """
 ## Encoding models
 
 `conform BIDS_DIR OUTPUT_DIR group --encode MODEL` writes `group/encoding`, a BIDS-derivatives dataset of its own in
-which `sub-01` of the dataset NSD is `sub-NSD01`; `desc-` is the estimator (stacked, transformer, prior, ridge,
-fivefoldridge, groupmean). Maps are in the form of the betas. Accuracy maps and the tables of metrics, learning curves
-and images needed are there for the group too (means over participants; everybody's rows).
+which `sub-01` of the dataset NSD is `sub-NSD01`; `desc-` is the estimator (stacked, transformer, prior,
+alignedridge, alignedprocrustes, alignedtransport, ridge, fivefoldridge, groupmean). Maps are in the form of the betas.
+Accuracy maps and the tables of metrics, learning curves, images needed and shared images are there for the group too
+(means over participants; everybody's rows). Weights are those of the mapped model, and of the aligned one.
 
 | what | file | what it is |
 |---|---|---|

@@ -28,6 +28,8 @@ from conform_app.encode.given import (
     read_queries,
     read_regions,
 )
+from conform_app.encode.pieces import pieces_of
+from conform_app.encode.sharing import ALIGNED, alignment_notes, shared_counts, usable
 from conform_app.errors import DataError, NoInputError, UsageError
 from conform_app.settings import EncodeSettings
 
@@ -106,6 +108,8 @@ class Target:
         Hash of everything that goes in.
     done : bool
         It is there already, made from the same.
+    aligned : tuple of int
+        Context sizes from which there is a model through alignment.
     """
 
     key: str
@@ -113,6 +117,7 @@ class Target:
     teachers: tuple[str, ...]
     digest: str
     done: bool
+    aligned: tuple[int, ...] = ()
 
 
 @dataclass
@@ -175,7 +180,12 @@ def plan_encoding(job: EncodeJob) -> EncodePlan:
     plan = EncodePlan(people, (), stimuli, features, notes)
     inputs = _checked_inputs(job, plan, collection.n_vertices)
     _check_leakage(plan, wanted)
+    align = job.settings.encode_alignment != "none"
+    if align:
+        inputs["pieces"] = digest(pieces_of(job, plan)[0])
     plan.targets = tuple(_target(job, plan, key, inputs, collection.space) for key in wanted)
+    if align:
+        plan.notes += alignment_notes(plan, plan.targets, job.settings.encode_repeats)
     return plan
 
 
@@ -313,10 +323,14 @@ def _target(job: EncodeJob, plan: EncodePlan, key: str, inputs: dict[str, str], 
         [SCHEMA, chosen, inputs, sizes, [(p.key, p.record, p.train, p.test) for p in involved]],
         plan.rows([name for p in involved for name in (*p.train, *p.test)]),
     )
-    return Target(key, sizes, teachers, mark, _done(job.root, key, space, mark))
+    aligned: tuple[int, ...] = ()
+    if settings.encode_alignment != "none":
+        counts = shared_counts(plan, key, teachers, sizes, settings.encode_repeats)
+        aligned = tuple(size for size in sizes if usable(counts[size]))
+    return Target(key, sizes, teachers, mark, _done(job.root, key, space, mark), aligned)
 
 
-ALTERING = ("encode", "encode_repeats", "encode_betas", "encode_min_ceiling")
+ALTERING = ("encode", "encode_repeats", "encode_betas", "encode_min_ceiling", "encode_alignment")
 """Settings that change a participant's results, beside contexts and files."""
 
 
@@ -345,6 +359,7 @@ def methods_of(job: EncodeJob, target: Target) -> tuple[str, ...]:
     found = ["stacked"]
     found += ["transformer"] * (job.settings.encode_model is not None)
     found += ["prior"] * (bool(target.teachers) or job.settings.encode_prior is not None)
+    found += [ALIGNED[job.settings.encode_alignment]] if target.aligned else []
     found += ["ridge", "five-fold ridge"]
     found += ["group mean"] * bool(target.teachers)
     return tuple(found)

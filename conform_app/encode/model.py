@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """One participant's models: learn from the others, adapt on contexts, predict test images, measure.
 
-Every estimator gets the same contexts: repeat e of size n takes images ``e n ... (e + 1) n`` of one shuffled
-order of the train images.  Vertices come in blocks, each a sample of the cortex; results go into memory
-maps in a scratch folder.
+Every estimator gets the same contexts, see `sharing`.  Vertices come in blocks, each a sample of the cortex
+(alignment goes piece by piece of the cortex instead); results go into memory maps in a scratch folder.
 """
 
 from __future__ import annotations
@@ -18,9 +17,11 @@ import numpy as np
 from conform_app.braincorl import adapt, fit_five_fold_ridge, fit_prior, group_mean
 from conform_app.braincorl.checks import check_context_size, check_disjoint
 from conform_app.braincorl.scoring import METRICS, Scorer
+from conform_app.encode.aligning import Aligner, open_aligner
 from conform_app.encode.given import read_regions
 from conform_app.encode.job import EncodeJob, EncodePlan, Target
 from conform_app.encode.prepare import Prepared, blocks
+from conform_app.encode.sharing import contexts
 from conform_app.errors import DataError
 
 LEAST_FIVE_FOLD = 10
@@ -40,7 +41,7 @@ class Modelled:
         Contexts of each label.
     arrays : dict of str to ndarray
         Of the mapped model: ``weights (n, E + 1)``, ``prediction`` and ``predictivesd (n, n_test)``,
-        ``shares (n, n_methods)``.
+        ``shares (n, n_methods)``; ``aligned (n, E + 1)`` are weights through alignment.
     accuracy : dict of (method, metric) to ndarray (n,)
         With the largest context.
     share_names : tuple of str
@@ -54,6 +55,8 @@ class Modelled:
         Median over blocks of the factor on the predictive variance.
     n_constant : int
         Vertices without a model, since their responses do not vary.
+    aligner : Aligner or None
+        What the model through alignment came from.
     """
 
     vertices: np.ndarray
@@ -67,6 +70,7 @@ class Modelled:
     prior: Any = None
     calibration: float = 1.0
     n_constant: int = 0
+    aligner: Aligner | None = None
 
 
 def label(method: str, size: int) -> str:
@@ -103,6 +107,7 @@ def model_target(
     masks = {"all": np.ones(len(own.vertices), bool)}
     masks |= {name: mask[own.vertices] for name, mask in regions.items()}
     out = Modelled(own.vertices, Scorer(len(person.test), masks), prior=_prior(job, plan, target, people))
+    out.aligner = open_aligner(job, plan, target, people)
     task = _Task(
         out,
         own,
@@ -113,17 +118,17 @@ def model_target(
         _network(job),
         job.memory // 4,
     )
-    order = np.random.default_rng(0).permutation(len(person.train))
     for size in target.sizes:
         check_context_size(size, len(person.train))
-        for repeat in range(min(job.settings.encode_repeats, len(person.train) // size)):
-            context = order[repeat * size : (repeat + 1) * size]
-            check_disjoint(np.array(person.train)[context], np.array(person.test))
-            check_disjoint(task.train[context], task.test)
-            keep = None
-            if size == target.sizes[-1] and repeat == 0:
-                keep, out.context = _Keeper(out, task.test, job.settings.encode, scratch), context
-            task.adapt(context, repeat, keep)
+    for size, repeat, context in contexts(len(person.train), target.sizes, job.settings.encode_repeats):
+        check_disjoint(np.array(person.train)[context], np.array(person.test))
+        check_disjoint(task.train[context], task.test)
+        keep = None
+        if size == target.sizes[-1] and repeat == 0:
+            keep, out.context = _Keeper(out, task.test, job.settings.encode, scratch), context
+        task.adapt(context, repeat, keep)
+        if size in target.aligned:
+            task.align(context, repeat, keep)
     if not out.arrays or not np.isfinite(out.arrays["weights"][:, -1]).any():
         raise DataError(
             f"{target.key}: the responses of every vertex are constant or not finite.",
@@ -166,6 +171,16 @@ class _Task:
                 self._measure(method, its, size, repeat, rows, keep)
             if keep:
                 keep.take(rows, fitted, weights)
+
+    def align(self, context: np.ndarray, repeat: int, keep: _Keeper | None) -> None:
+        """The model through alignment, from one context that shares images with others."""
+        aligner = self.out.aligner
+        if aligner is None:
+            return
+        for rows, weights in aligner.weights(self.train[context], self.own.train, context):
+            self._measure(aligner.name, weights, len(context), repeat, rows, keep)
+            if keep:
+                keep.array("aligned", weights.shape[1])[rows] = weights
 
     def _measure(self, method: str, weights, size: int, repeat: int, rows, keep: _Keeper | None) -> None:
         out = self.out

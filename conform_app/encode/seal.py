@@ -31,7 +31,7 @@ from conform_app.encode.write import Writer, write_target
 from conform_app.images import read_maps
 
 SUMMARY = "desc-encoding_summary.json"
-SHARED = ("metrics", "curve", "needed")
+SHARED = ("metrics", "curve", "needed", "alignment")
 
 
 def prepare_step(job_file: Path, key: str) -> Path:
@@ -100,7 +100,8 @@ def seal_encoding(job_file: Path, failed: Sequence[str] = ()) -> Path:
     _leave_out_the_gone(job.root, collection.keys)
     records = read_records(job.root, collection.space, collection.keys)
     for key in SHARED:
-        _stack_tables(job.root, key, list(records), collection.space)
+        its = [name for name, record in records.items() if key in record["Products"]]
+        _stack_tables(job.root, key, its, collection.space)
     grid = open_grid(job.geometry, collection.n_vertices)
     _mean_maps(job.root, records, collection.space, grid)
     finish_dataset(
@@ -162,8 +163,18 @@ def _stack_tables(root: Path, key: str, participants: Sequence[str], space: str)
         text = (root / encode_names(key, participant, space)[0]).read_text(encoding="utf-8").splitlines()
         lines += text if not lines else text[1:]
     (name,) = encode_names(key, None, space)
+    if not participants:  # of an earlier call, which asked for it
+        _remove(root, [name])
+        return
     write_text(root / name, "\n".join(lines) + "\n")
     write_json(root / sidecar_name(name), sidecar_of(key))
+
+
+def _remove(root: Path, names: Sequence[str]) -> None:
+    """Remove files and their sidecars, if they are there."""
+    for name in names:
+        (root / name).unlink(missing_ok=True)
+        (root / sidecar_name(name)).unlink(missing_ok=True)
 
 
 def _mean_maps(root: Path, records: dict[str, dict[str, Any]], space: str, grid: Any) -> None:
@@ -180,7 +191,9 @@ def _mean_maps(root: Path, records: dict[str, dict[str, Any]], space: str, grid:
                     there = mask & np.isfinite(values)
                     total[there] += values[there]
                     count[there] += 1
-            if count.any():
+            if not count.any():  # nobody has this estimator any more
+                _remove(root, encode_names(metric, None, space, grid.kind, desc=desc))
+            else:
                 with np.errstate(invalid="ignore", divide="ignore"):
                     mean = np.where(count > 0, total / count, np.nan)
                 text = f"{encode_products()[metric]['description']} Mean over participants."

@@ -28,6 +28,7 @@ from conform_app.braincorl.scoring import METRICS, images_at
 from conform_app.encode.given import file_hash, read_categories, read_queries
 from conform_app.encode.job import EncodeJob, EncodePlan, Target, settings_hash
 from conform_app.encode.model import Modelled, label
+from conform_app.encode.sharing import shared_counts, usable
 from conform_app.errors import CannotCreateError
 from conform_app.images import write_maps
 
@@ -113,7 +114,7 @@ def write_target(
     with whole_folder(folder) as part:
         writer = Writer(part, target.key, space, grid.with_mask(mask))
         _maps(job, writer, plan, target, found)
-        _tables(writer, plan, target, found)
+        _tables(job, writer, plan, target, found)
         _understanding(job, plan, writer, found, target)
         if found.prior is not None:
             (name,) = encode_names("prior", target.key, space)
@@ -138,6 +139,12 @@ def _maps(job: EncodeJob, writer: Writer, plan: EncodePlan, target: Target, foun
     for key in ("prediction", "predictivesd"):
         extra = {"CalibrationFactor": found.calibration} if key == "predictivesd" else {}
         writer.maps(key, found.arrays[key][:, shown], desc=desc, names=test[shown], **fields, **extra)
+    if found.aligner is not None and "aligned" in found.arrays:
+        its, text = METHOD_DESC[found.aligner.name]
+        size = len(found.context)
+        writer.maps(
+            "weights", found.arrays["aligned"], desc=its, names=features, Method=text, ContextSize=size
+        )
     for (name, metric), values in found.accuracy.items():
         its, text = METHOD_DESC[name]
         size = 0 if name == "group mean" else len(found.context)
@@ -147,7 +154,7 @@ def _maps(job: EncodeJob, writer: Writer, plan: EncodePlan, target: Target, foun
         writer.table("shares_maps", {"index": range(len(found.share_names)), "name": found.share_names})
 
 
-def _tables(writer: Writer, plan: EncodePlan, target: Target, found: Modelled) -> None:
+def _tables(job: EncodeJob, writer: Writer, plan: EncodePlan, target: Target, found: Modelled) -> None:
     person = plan.people[target.key]
     test = person.test[:MOST_MAPPED]
     writer.table(
@@ -166,6 +173,8 @@ def _tables(writer: Writer, plan: EncodePlan, target: Target, found: Modelled) -
     writer.table("metrics", metrics_columns(target, found))
     writer.table("curve", curve_columns(target, found))
     writer.table("needed", needed_columns(target, found))
+    if job.settings.encode_alignment != "none":
+        writer.table("alignment", alignment_columns(job, plan, target))
 
 
 def _pairs(found: Modelled) -> list[tuple[str, int]]:
@@ -226,6 +235,38 @@ def needed_columns(target: Target, found: Modelled) -> dict[str, list[Any]]:
     return out
 
 
+def alignment_columns(job: EncodeJob, plan: EncodePlan, target: Target) -> dict[str, list[Any]]:
+    """Columns of the table of shared images."""
+    out: dict[str, list[Any]] = {name: [] for name in encode_products()["alignment"]["columns"]}
+    counts = shared_counts(plan, target.key, target.teachers, target.sizes, job.settings.encode_repeats)
+    for size, its in counts.items():
+        used = usable(its)
+        for other, n in its.items():
+            row = (target.key, other, size, n, "true" if other in used else "false")
+            for column, value in zip(out, row, strict=True):
+                out[column].append(value)
+    return out
+
+
+def _alignment(job: EncodeJob, target: Target, found: Modelled) -> dict[str, Any] | None:
+    """What the record says of alignment; None where it was not asked for."""
+    method = job.settings.encode_alignment
+    if method == "none":
+        return None
+    its = found.aligner
+    if its is None:
+        return {"method": method, "context_sizes": [], "reason": "too few train images shared with others"}
+    there = {size: usable(its.counts[size]) for size in target.aligned}
+    return {
+        "method": method,
+        "estimator": its.name,
+        "context_sizes": list(target.aligned),
+        "least_shared": min(its.counts[size][name] for size, names in there.items() for name in names),
+        "others": list(dict.fromkeys(name for names in there.values() for name in names)),
+        "pieces": its.about,
+    }
+
+
 def _understanding(job: EncodeJob, plan: EncodePlan, writer: Writer, found: Modelled, target: Target) -> None:
     """Maps of queries and of contrasts between categories, where they are given."""
     weights = found.arrays["weights"]
@@ -234,6 +275,7 @@ def _understanding(job: EncodeJob, plan: EncodePlan, writer: Writer, found: Mode
         names = list(queries)
         answer = text_query(weights, names, list(queries.values()))
         writer.maps("selectivity", answer.selectivity, names=names)
+        writer.maps("margin", answer.margin)
         writer.maps("query", answer.best + 1, labels={i + 1: name for i, name in enumerate(names)})
         writer.table("queries", {"index": range(1, len(names) + 1), "name": names})
     person = plan.people[target.key]
@@ -271,6 +313,7 @@ def _record(
         "MethodDescription": about,
         "LearnedFrom": list(target.teachers),
         "Prior": found.prior.card | {"file": prior} if found.prior is not None else None,
+        "Alignment": _alignment(job, target, found),
         "Network": Path(settings.encode_model).name if settings.encode_model else None,
         "NetworkSHA256": file_hash(settings.encode_model) or None,
         "Features": {"file": Path(job.features).name, "n_features": int(plan.features.shape[1])},

@@ -66,6 +66,8 @@ def encoding_parts(data: GroupData, book: Book) -> list[Part]:
     if encoding is None or not encoding.summary.get("Participants"):
         return []
     parts = [_overview(encoding), _accuracy(encoding, data.brain, book), _needed(encoding)]
+    if any(record.get("Alignment") for record in encoding.summary["Records"].values()):
+        parts.append(_aligned(encoding))
     if encoding.queries:
         parts.append(_queries(encoding, data.brain, book))
     return [*parts, _methods(encoding)]
@@ -232,6 +234,45 @@ def _needed(data: EncodingData) -> Part:
     return part
 
 
+def _aligned(data: EncodingData) -> Part:
+    """Who was aligned to whom, and what it gave."""
+    part = Part("encoding-alignment", "Functional alignment")
+    rows = []
+    for key, record in data.summary["Records"].items():
+        its = record.get("Alignment") or {"context_sizes": [], "reason": "made without alignment"}
+        if not its["context_sizes"]:
+            rows.append((key, its["reason"], "–", "–", "–", "–"))
+            continue
+        own = data.metrics[(data.metrics["participant"] == key) & (data.metrics["metric"] == "r")]
+        own = own[(own["region"] == "all") & (own["method"] == its["estimator"])]
+        row = own[own["n_context"] == own["n_context"].max()].iloc[0]
+        n = f"{int(row['n_context']):,}", f"{int(row['n_vertices']):,}"
+        rows.append((key, joined(its["others"]), *n, _interval(row, ""), _interval(row, "over_ridge")))
+    part.tables.append(
+        Table(
+            "Weights of others carried through an alignment: mean correlation with the responses to test "
+            "images, and its difference to ridge with the same images",
+            ("Participant", "Weights from", "Context", "Points", "r", "Difference to ridge"),
+            rows,
+            frozenset(range(2, 6)),
+        )
+    )
+    about = sorted({r["Alignment"]["pieces"] for r in _with_alignment(data.summary)})
+    if about:
+        part.notes.append(
+            "Maps between participants were fitted on the train images of each context that another had seen "
+            f"too, within pieces of the cortex: {'; '.join(about)}. The table of shared images: "
+            "group/encoding, suffix alignment."
+        )
+    return part
+
+
+def _with_alignment(summary: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Records of those who have a model through alignment."""
+    records = summary["Records"].values()
+    return [r for r in records if (r.get("Alignment") or {}).get("context_sizes")]
+
+
 def _queries(data: EncodingData, brain: Brain | None, book: Book) -> Part:
     """Which query wins where."""
     part = Part("encoding-queries", "What points respond to most")
@@ -312,6 +353,7 @@ def methods_text(summary: Mapping[str, Any]) -> str:
     taught = any(record["LearnedFrom"] for record in records)
     several = len(records) > 1
     given = first["Prior"] is not None and not taught
+    aligned = _with_alignment(summary)
     facts = {
         "point": "vertex" if "den-" in summary["Space"] or "fs" in summary["Space"] else "voxel",
         "n_participants": f"{len(records)} participants" if several else "one participant",
@@ -321,6 +363,8 @@ def methods_text(summary: Mapping[str, Any]) -> str:
         "prior": "the other participants" if taught else ("other data" if given else ""),
         "network": f"`{first['Network']}`" if first["Network"] else "",
         "mapped": mapped,
+        "alignment": aligned[0]["Alignment"]["method"] if aligned else "",
+        "pieces": aligned[0]["Alignment"]["pieces"] if aligned else "",
         "prior_mean": taught,
         "sizes": joined([str(n) for n in sizes]),
         "repeats": max(int(n) for record in records for n in record["Contexts"].values()),

@@ -32,6 +32,13 @@ class EncodeSettings:
         kind="path",
         metavar="FILE",
     )
+    encode_alignment: str = option(
+        "none",
+        "evaluate a model through functional alignment beside the others: weights of participants who saw "
+        "the same images are carried to this one by a map that is fitted on them. Needs at least five train "
+        "stimuli in each context that another participant saw too; who shares fewer has no such model",
+        choices=("none", "ridge", "procrustes", "optimal_transport"),
+    )
     encode_prior: str | None = option(
         None,
         "prior that an earlier call wrote, in place of one fitted to the other participants",
