@@ -7,6 +7,7 @@ many bytes (both synchronised to disk), reading with the published layout of one
 Betas come from memory, so that no other disk is timed.
 
     python benchmarks/mosaic.py --divide 40
+    python benchmarks/mosaic.py --long 30000                # one trial of as many as published
     python benchmarks/mosaic.py --divide 40 --one 30000     # and a participant of 30,000 trials alone
 """
 
@@ -246,6 +247,43 @@ def cold(path: Path, key: str, n: int, file: Path, folder: Path, near: np.ndarra
         print(f"    {which}: {took[0]:.1f} ms; HDF5 {took[1]:.1f} ms, {took[1] / took[0]:.1f} times")
 
 
+def long(root: Path, options: argparse.Namespace) -> None:
+    """One trial of a participant with as many trials as published, of a tenth of the vertices, from disk."""
+    vertices = options.vertices // 10
+    block = np.random.default_rng(0).standard_normal((97, vertices), dtype=np.float32)
+    path = root / "long"
+    Collection.create(path, space="simulated", n_vertices=vertices, dtype=options.dtype)
+    add(path, "NSD", "sub-01", options.long, block, False)
+    collection = Collection.open(path)
+    collection.seal()
+    (key,) = collection.keys
+    (file,) = collection.export_hdf5(root / "hdf5long")
+    with h5py.File(file) as hdf5:
+        middle = list(hdf5["betas"])[options.long // 2]
+
+    def listed() -> object:
+        with h5py.File(file) as hdf5:
+            return hdf5["betas"][list(hdf5["betas"])[options.long // 2]][()]
+
+    def known() -> object:
+        with h5py.File(file) as hdf5:
+            return hdf5["betas"][middle][()]
+
+    print(f"one of {options.long} trials of {vertices} vertices, from disk, opened anew:")
+    for name, call, place in (
+        ("collection", lambda: Collection.open(path).betas(key, options.long // 2), path),
+        ("HDF5, names listed as the published reader does", listed, file),
+        ("HDF5, the trial's name known", known, file),
+    ):
+        times = []
+        for _ in range(9):
+            forget(place)
+            start = time.perf_counter()
+            call()
+            times.append(1000 * (time.perf_counter() - start))
+        print(f"  {name}: {statistics.median(times):.2f} ms (best {min(times):.2f})")
+
+
 def together(root: Path, options: argparse.Namespace, block: np.ndarray) -> None:
     """Two participants one after the other and at the same time."""
     n = int(options.gigabytes * 1e9 / (options.vertices * 4) / 2)
@@ -284,10 +322,14 @@ def main() -> None:
     parser.add_argument(
         "--folder", type=Path, default=None, help="where to write (default: temporary folder)"
     )
+    parser.add_argument("--long", type=int, default=0, help="read one of so many trials, and nothing else")
     options = parser.parse_args()
     block = np.random.default_rng(0).standard_normal((97, options.vertices), dtype=np.float32)
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         root = Path(name)
+        if options.long:
+            long(root, options)
+            return
         throughput(root, options, block)
         path = write(root, options, block)
         reading(root, path)
