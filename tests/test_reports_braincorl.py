@@ -142,7 +142,7 @@ def test_queries_are_drawn_and_counted(tmp_path) -> None:
 
 def alignment(method="ridge", name="aligned ridge"):
     """What a record says of it."""
-    its = {"method": method, "estimator": name, "context_sizes": [50], "least_shared": 8}
+    its = {"method": method, "estimator": name, "context_sizes": [20, 50], "least_shared": 8}
     return its | {"others": ["sub-09_A"], "pieces": "compact blocks of at most 512 points"}
 
 
@@ -152,9 +152,10 @@ def test_alignment_has_its_row_everywhere_and_who_has_none_is_named(tmp_path) ->
     given.summary["Records"]["sub-03_A"]["Alignment"] = gone
     parts = parts_of(given, tmp_path)
     rows = parts["encoding-alignment"].tables[0].rows
-    assert [row[1] for row in rows] == ["sub-09_A", "sub-09_A", "too few train images shared with others"]
+    why = "too few train images shared with others"
+    assert [row[1:3] for row in rows] == [("sub-09_A", "20"), ("sub-09_A", "50")] * 2 + [(why, "–")]
     assert rows[0][5].startswith("+0.10")
-    assert rows[2][2:] == ("–",) * 4
+    assert rows[4][2:] == ("–",) * 4
     assert "compact blocks of at most 512 points" in parts["encoding-alignment"].notes[0]
     figures = {figure.name: figure for figure in parts["encoding-accuracy"].figures}
     assert "aligned ridge" in (tmp_path / figures["learningcurve"].file).read_text()

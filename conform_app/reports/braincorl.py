@@ -245,9 +245,10 @@ def _aligned(data: EncodingData) -> Part:
             continue
         own = data.metrics[(data.metrics["participant"] == key) & (data.metrics["metric"] == "r")]
         own = own[(own["region"] == "all") & (own["method"] == its["estimator"])]
-        row = own[own["n_context"] == own["n_context"].max()].iloc[0]
-        n = f"{int(row['n_context']):,}", f"{int(row['n_vertices']):,}"
-        rows.append((key, joined(its["others"]), *n, _interval(row, ""), _interval(row, "over_ridge")))
+        whom = joined(its["others"]) if len(its["others"]) < 4 else f"{len(its['others'])} others"
+        for _, row in own.iterrows():
+            n = f"{int(row['n_context']):,}", f"{int(row['n_vertices']):,}"
+            rows.append((key, whom, *n, _interval(row, ""), _interval(row, "over_ridge")))
     part.tables.append(
         Table(
             "Weights of others carried through an alignment: mean correlation with the responses to test "
@@ -261,8 +262,8 @@ def _aligned(data: EncodingData) -> Part:
     if about:
         part.notes.append(
             "Maps between participants were fitted on the train images of each context that another had seen "
-            f"too, within pieces of the cortex: {'; '.join(about)}. The table of shared images: "
-            "group/encoding, suffix alignment."
+            f"too (the estimator is not part of stacked), within pieces of the cortex: {'; '.join(about)}. "
+            "The table of shared images: group/encoding, suffix alignment."
         )
     return part
 
