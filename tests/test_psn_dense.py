@@ -2,13 +2,14 @@
 """Shortcuts of the alternation against plain rounds, and one path for CPU and GPU."""
 
 import importlib.util
+import tracemalloc
 
 import numpy as np
 import pytest
 from psn_cases import relative, simulate
 
 from conform_app.errors import UsageError
-from conform_app.psn import alternation, estimator, fit_gsn, fit_psn
+from conform_app.psn import alternation, estimator, fit_gsn, fit_psn, honest
 from conform_app.psn.dense import CPU, Dense, add_product, dense_on, symmetrise
 from conform_app.psn.shrinkage import DEFAULT_LEVELS, nll_of_levels
 
@@ -145,6 +146,66 @@ def test_the_path_of_a_gpu_gives_the_same(mode, large, monkeypatch):
     assert relative(there.denoised, here.denoised) < 1e-7
     np.testing.assert_array_equal(np.round(there.threshold, 6), np.round(here.threshold, 6))
     assert relative(there.kept_noise, here.kept_noise) < 1e-7
+
+
+@pytest.mark.parametrize("n_trials", [2, 3])
+def test_folds_in_single_precision_choose_the_same(n_trials, monkeypatch):
+    _, data = simulate(80, 60, n_trials, noise=2.0, seed=9)
+    monkeypatch.setattr(alternation, "LARGE", 0)
+    exact = fit_psn(data, mode="auto")
+    monkeypatch.setattr(honest, "_SINGLE", 10)
+    single = fit_psn(data, mode="auto")
+    assert single.account[-1] == exact.account[-1]
+    assert single.criterion == exact.criterion
+    np.testing.assert_allclose(single.denoised, exact.denoised, rtol=1e-10, atol=1e-10)
+    errors = [list(fit.candidate_errors.values()) for fit in (single, exact)]
+    np.testing.assert_allclose(*errors, rtol=1e-5)
+    assert errors[0] != errors[1]  # or nothing was tested
+
+
+def test_quiet_units_are_refitted_in_double_precision(monkeypatch):
+    _, data = simulate(60, 50, 3, seed=10)
+    data[:5] *= 1e-3
+    monkeypatch.setattr(alternation, "LARGE", 0)
+    exact, refit, types = fit_psn(data, mode="auto"), honest._refit, []
+    monkeypatch.setattr(honest, "_SINGLE", 10)
+    monkeypatch.setattr(
+        honest, "_refit", lambda *a, **k: types.append(k.get("dtype", np.float64)) or refit(*a, **k)
+    )
+    fit = fit_psn(data, mode="auto")
+    assert types == 3 * [np.float32, np.float64]
+    np.testing.assert_allclose(fit.denoised, exact.denoised, rtol=1e-10, atol=1e-12)
+    np.testing.assert_allclose(fit.candidate_errors["wiener"], exact.candidate_errors["wiener"], rtol=1e-6)
+
+
+@pytest.mark.parametrize("n_trials", [3, 8])
+def test_memory_of_auto(n_trials):
+    """Nine matrices of units x units and a block of 8 MB beyond the data, whatever the number of folds."""
+    _, data = simulate(600, 60, n_trials, noise=2.0, seed=11)
+    tracemalloc.start()
+    fit = fit_psn(data, mode="auto")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert fit.candidate_errors
+    assert peak < 9 * 8 * 600**2 + 2**23
+
+
+@needs_torch
+@pytest.mark.parametrize("mode", ["cv", "auto", "wiener"])
+def test_missing_trials_take_the_path_of_a_gpu(mode, monkeypatch):
+    _, data = simulate(40, 30, 4, seed=8)
+    gaps = np.random.default_rng(8).random(data.shape) < 0.03
+    gaps[:, :, :2] = False
+    data[gaps] = np.nan
+    here, there, used = fit_psn(data, mode=mode, uneven="missing"), torch_dense(), []
+    product = Dense.product
+    monkeypatch.setattr(Dense, "product", lambda self, a, b: used.append(self) or product(self, a, b))
+    monkeypatch.setattr(estimator, "dense_on", lambda device: there)
+    there_fit = fit_psn(data, mode=mode, uneven="missing", device="cuda")
+    assert used
+    assert all(place is there for place in used)
+    assert relative(there_fit.denoised, here.denoised) < 1e-7
+    assert relative(there_fit.gsn.noise_cov, here.gsn.noise_cov) < 1e-7
 
 
 @needs_torch

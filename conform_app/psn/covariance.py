@@ -129,7 +129,7 @@ def fit_gsn(
     if uneven == "missing" and np.isnan(usable.x).any():
         from conform_app.psn.pairwise import gsn_pairwise
 
-        return embed(gsn_pairwise(usable, levels, reference=reference), usable.valid)
+        return embed(gsn_pairwise(usable, levels, reference=reference, dense=dense), usable.valid)
     return embed(gsn_complete(usable, levels, levels, reference=reference, dense=dense), usable.valid)
 
 

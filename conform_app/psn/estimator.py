@@ -161,7 +161,7 @@ def _fit(
     if options.criterion == "auto" or (options.criterion == "cv" and not options.forced):
         name = "choose_blend" if options.criterion == "auto" else "choose_cut"
         if pairwise:
-            choice = getattr(gaps, name)(usable, estimate.gsn(), basis(), options, groups)
+            choice = getattr(gaps, name)(usable, estimate.gsn(), basis(), options, groups, dense)
         else:
             choice = getattr(honest, name)(usable, estimate, basis, options, groups, dense)
     gsn, axes, z = estimate.gsn(), basis(), mean - m
@@ -248,7 +248,7 @@ def _gsn(
 ) -> GSNResult:
     if given is None:
         if pairwise:
-            return gsn_pairwise(usable, levels)
+            return gsn_pairwise(usable, levels, dense=dense)
         keep = options.basis_name in ("signal", "compare")
         return gsn_complete(usable, levels, levels, dense=dense, keep_eig=keep)
     if given.valid.size != usable.valid.size or (usable.valid & ~given.valid).any():

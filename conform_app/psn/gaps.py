@@ -23,6 +23,7 @@ from conform_app.errors import DataError
 from conform_app.psn.basis import Basis
 from conform_app.psn.covariance import GSNResult
 from conform_app.psn.crossval import leave_conditions_out
+from conform_app.psn.dense import CPU, Dense
 from conform_app.psn.honest import Choice, _weigh, pick_population, pick_units, positive_axes
 from conform_app.psn.intake import Usable
 from conform_app.psn.options import PSNOptions
@@ -56,10 +57,15 @@ class _Part:
 
 
 def choose_cut(
-    usable: Usable, gsn: GSNResult, axes: Basis, options: PSNOptions, groups: np.ndarray | None
+    usable: Usable,
+    gsn: GSNResult,
+    axes: Basis,
+    options: PSNOptions,
+    groups: np.ndarray | None,
+    dense: Dense = CPU,
 ) -> Choice:
     """The cut with the smallest error on left-out trials; `honest.choose_cut` with gaps."""
-    parts, scheme = _parts(usable, gsn, axes, options, means_of_all=True)
+    parts, scheme = _parts(usable, gsn, axes, options, dense, means_of_all=True)
     curves = _summed([_curves(part) for part in parts])
     weight = sum(part.weight.sum(axis=1) for part in parts)
     own = curves / np.maximum(weight, 1)[:, None]
@@ -70,10 +76,15 @@ def choose_cut(
 
 
 def choose_blend(
-    usable: Usable, gsn: GSNResult, axes: Basis, options: PSNOptions, groups: np.ndarray | None
+    usable: Usable,
+    gsn: GSNResult,
+    axes: Basis,
+    options: PSNOptions,
+    groups: np.ndarray | None,
+    dense: Dense = CPU,
 ) -> Choice:
     """Population cut, unit cut, Wiener filter, or a weighted mean; `honest.choose_blend` with gaps."""
-    parts, scheme = _parts(usable, gsn, axes, options)
+    parts, scheme = _parts(usable, gsn, axes, options, dense)
     curves = [_curves(part) for part in parts]
     total = _summed(curves)
     n_conditions, length = len(usable.there), total.shape[1]
@@ -81,7 +92,7 @@ def choose_blend(
     for part, curve in zip(parts, curves, strict=True):
         others = total - curve[:, :length] if len(parts) > 1 else total
         cuts = pick_population(others.mean(axis=0), options), pick_units(others, options, groups)
-        filtered = wiener(part.gsn.signal_cov, part.gsn.noise_cov, part.n_trials, part.z)
+        filtered = wiener(part.gsn.signal_cov, part.gsn.noise_cov, part.n_trials, part.z, dense)
         guesses = np.stack([*(truncate(part.axes, k, part.z) for k in cuts), filtered])
         gram += np.einsum("uc,iuc,juc->cij", part.weight, guesses, guesses, optimize=True)
         cross += np.einsum("iuc,uc->ci", guesses, part.weight * part.y)
@@ -113,7 +124,13 @@ def _curves(part: _Part) -> np.ndarray:
 
 
 def _parts(
-    usable: Usable, gsn: GSNResult, axes: Basis, options: PSNOptions, *, means_of_all: bool = False
+    usable: Usable,
+    gsn: GSNResult,
+    axes: Basis,
+    options: PSNOptions,
+    dense: Dense,
+    *,
+    means_of_all: bool = False,
 ) -> tuple[list[_Part], str]:
     """What each fold is compared with and denoised by, and where its axes come from.
 
@@ -123,7 +140,7 @@ def _parts(
     folds, scheme = _plan(there, options)
     if scheme != "shared":
         try:
-            return _fitted(usable, folds, gsn, options), scheme
+            return _fitted(usable, folds, gsn, options, dense), scheme
         except DataError:
             warnings.warn(
                 "Without the left-out trials some units share too few; the axes are those of all trials.",
@@ -135,12 +152,14 @@ def _parts(
     return [_part(usable, fold, axes.axes, gsn, means) for fold in folds], "shared"
 
 
-def _fitted(usable: Usable, folds: list[_Fold], gsn: GSNResult, options: PSNOptions) -> list[_Part]:
+def _fitted(
+    usable: Usable, folds: list[_Fold], gsn: GSNResult, options: PSNOptions, dense: Dense
+) -> list[_Part]:
     """Parts with axes that the left-out trials have not touched; folds of equal basis follow each other."""
     parts, basis = [], None
     for fold in folds:
         if fold.basis is not basis:
-            basis, model = fold.basis, _refitted(usable, fold, gsn, options)
+            basis, model = fold.basis, _refitted(usable, fold, gsn, options, dense)
         parts.append(_part(usable, fold, *model))
     return parts
 
@@ -166,7 +185,7 @@ def _averages(x: np.ndarray, trials: np.ndarray) -> np.ndarray:
 
 
 def _refitted(
-    usable: Usable, fold: _Fold, gsn: GSNResult, options: PSNOptions
+    usable: Usable, fold: _Fold, gsn: GSNResult, options: PSNOptions, dense: Dense
 ) -> tuple[np.ndarray, GSNResult]:
     """Axes and covariances that only the fold's trials determine; shrinkage stays that of all trials."""
     shown = fold.basis.any(axis=(0, 2))
@@ -174,10 +193,10 @@ def _refitted(
     part = Usable(x, fold.basis[:, shown].all(axis=0), usable.valid)
     levels = np.array([gsn.shrink_noise]), np.array([gsn.shrink_data])
     plain = options.basis_name == "difference" and options.ordering == "eigenvalues"
-    refit = gsn_pairwise(part, *levels, raw=plain and options.criterion != "auto")
+    refit = gsn_pairwise(part, *levels, raw=plain and options.criterion != "auto", dense=dense)
     if plain:
-        return positive_axes(refit.signal_cov - refit.noise_cov / refit.n_trials), refit
-    return ordered_basis(options, refit, _averages(x, ~np.isnan(x)), part).axes, refit
+        return positive_axes(refit.signal_cov - refit.noise_cov / refit.n_trials, dense), refit
+    return ordered_basis(options, refit, _averages(x, ~np.isnan(x)), part, dense).axes, refit
 
 
 def _plan(there: np.ndarray, options: PSNOptions) -> tuple[list[_Fold], str]:

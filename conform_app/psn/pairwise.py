@@ -27,6 +27,7 @@ from conform_app.psn.covariance import (
     contrasts_and_means,
     ncsnr_of,
 )
+from conform_app.psn.dense import CPU, Dense
 from conform_app.psn.intake import Usable
 from conform_app.psn.shrinkage import shrunk
 
@@ -40,6 +41,7 @@ def gsn_pairwise(
     *,
     reference: bool = False,
     raw: bool = False,
+    dense: Dense = CPU,
 ) -> GSNResult:
     """GSN with missing entries for single units; see the module's text.
 
@@ -59,21 +61,21 @@ def gsn_pairwise(
     given = [None if reference or grid.size > 1 else float(grid[0]) for grid in (levels, data_levels)]
     s_n, s_d = given
     if s_n is None:
-        s_n = _noise_level_of_complete(usable, levels, reference)
+        s_n = _noise_level_of_complete(usable, levels, reference, dense)
     if s_d is None:
-        s_d = _data_level_of_complete(means, data_levels, reference)
+        s_d = _data_level_of_complete(means, data_levels, reference, dense)
     if not reference and (s_n is None or s_d is None):
-        s_n, s_d = _levels_of_filled(usable, means, origin, s_n, s_d, levels, data_levels)
+        s_n, s_d = _levels_of_filled(usable, means, origin, s_n, s_d, levels, data_levels, dense)
     s_n, s_d = _or_one("noise", s_n), _or_one("data", s_d)
-    c_n, bias = _noise_and_bias(x - origin[:, None, None], mask)
+    c_n, bias = _noise_and_bias(x - origin[:, None, None], mask, dense)
     c_n = shrunk(c_n, s_n, reference=reference)
-    c_d = shrunk(_masked_cov(means - origin[:, None], counts > 0), s_d, reference=reference)
+    c_d = shrunk(_masked_cov(means - origin[:, None], counts > 0, dense), s_d, reference=reference)
     c_s = c_d - c_n * bias
     t_mean = max(float(counts[counts > 0].mean()), 1.0)
     if raw:
         fit = Biconvex(c_s, c_n, 0, None)
     else:
-        fit = biconvex(c_n, c_s, c_d, 1.0 / bias, t_mean, n_conditions, reference=reference)
+        fit = biconvex(c_n, c_s, c_d, 1.0 / bias, t_mean, n_conditions, reference=reference, dense=dense)
     if reference:  # trials that all units have
         there = mask.all(axis=0).sum(axis=1)
         n_trials = there[there > 1].sum() / n_conditions
@@ -96,7 +98,7 @@ def gsn_pairwise(
     )
 
 
-def _noise_and_bias(x: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _noise_and_bias(x: np.ndarray, mask: np.ndarray, dense: Dense = CPU) -> tuple[np.ndarray, np.ndarray]:
     n_units, n_conditions, _ = x.shape
     total, bias = np.zeros((n_units, n_units)), np.zeros((n_units, n_units))
     n_noise, n_bias = np.zeros((n_units, n_units)), np.zeros((n_units, n_units))
@@ -105,9 +107,7 @@ def _noise_and_bias(x: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.nda
         y = np.where(mask[:, c], x[:, c], 0.0)
         own = m.sum(axis=1)
         both = np.outer(own > 0, own > 0)
-        shared = m @ m.T
-        cov = y @ y.T
-        sums = y @ m.T
+        shared, cov, sums = dense.gram(m), dense.gram(y), dense.product(y, m.T)
         enough = shared > 1
         with np.errstate(invalid="ignore", divide="ignore"):
             cov -= sums * sums.T / shared
@@ -127,14 +127,14 @@ def noise_share(mask: np.ndarray) -> np.ndarray:
     return _noise_and_bias(np.zeros(mask.shape), mask)[1]
 
 
-def _masked_cov(d: np.ndarray, mask: np.ndarray) -> np.ndarray:
+def _masked_cov(d: np.ndarray, mask: np.ndarray, dense: Dense = CPU) -> np.ndarray:
     """Unbiased covariance over columns of the pairs of rows, each over the columns both have."""
     m = mask.astype(np.float64)
     y = np.where(mask, d, 0.0)
-    shared, sums = m @ m.T, y @ m.T
+    shared, sums = dense.gram(m), dense.product(y, m.T)
     if (shared < 2).any():
         raise DataError("Two units share fewer than two conditions.", 'Use uneven="fast".')
-    return (y @ y.T - sums * sums.T / shared) / (shared - 1)
+    return (dense.gram(y) - sums * sums.T / shared) / (shared - 1)
 
 
 def _or_one(what: str, level: float | None) -> float:
@@ -156,6 +156,7 @@ def _levels_of_filled(
     s_d: float | None,
     levels: np.ndarray,
     data_levels: np.ndarray,
+    dense: Dense,
 ) -> tuple[float | None, float | None]:
     """Levels not found yet, with each unit's missing trials taken to be its mean of the condition.
 
@@ -166,13 +167,16 @@ def _levels_of_filled(
     means = np.where(np.isnan(means), origin[:, None], means)
     if s_n is None:
         x = np.where(known, usable.x, np.where(there, means[:, :, None], np.nan))
-        s_n = _noise_level_of_complete(Usable(np.where(there, x, np.nan), there, usable.valid), levels, False)
+        filled = Usable(np.where(there, x, np.nan), there, usable.valid)
+        s_n = _noise_level_of_complete(filled, levels, False, dense)
     if s_d is None:
-        s_d = _data_level_of_complete(means, data_levels, False)
+        s_d = _data_level_of_complete(means, data_levels, False, dense)
     return s_n, s_d
 
 
-def _noise_level_of_complete(usable: Usable, levels: np.ndarray, reference: bool) -> float | None:
+def _noise_level_of_complete(
+    usable: Usable, levels: np.ndarray, reference: bool, dense: Dense
+) -> float | None:
     there = ~np.isnan(usable.x).any(axis=0)
     some = there.any(axis=1)
     if not (there.sum(axis=1) > 1).any():
@@ -180,11 +184,14 @@ def _noise_level_of_complete(usable: Usable, levels: np.ndarray, reference: bool
     # Conditions without a complete trial keep their place in the fixed split but give no columns.
     part = Usable(usable.x[:, some], there[some], usable.valid)
     factor, condition, dof, _, _ = contrasts_and_means(part)
-    return _noise_level(factor, np.flatnonzero(some)[condition], dof, there.shape[0], levels, reference)
+    where = np.flatnonzero(some)[condition]
+    return _noise_level(factor, where, dof, there.shape[0], levels, reference, dense)
 
 
-def _data_level_of_complete(means: np.ndarray, levels: np.ndarray, reference: bool) -> float | None:
+def _data_level_of_complete(
+    means: np.ndarray, levels: np.ndarray, reference: bool, dense: Dense
+) -> float | None:
     complete = ~np.isnan(means).any(axis=0)
     if complete.sum() < _MIN_COMPLETE:
         return None
-    return _data_level(means[:, complete], levels, reference)
+    return _data_level(means[:, complete], levels, reference, dense)

@@ -62,7 +62,7 @@ class Blend:
         out = np.zeros((len(axes), len(axes)))
         if self.weights[2] > 0:
             solve = dense.solver(wiener_matrix_of(gsn.signal_cov, gsn.noise_cov, n_trials))
-            for columns in row_blocks(len(axes), len(axes)):
+            for columns in row_blocks(len(axes), max(len(axes), 8192)):
                 some = np.zeros_like(out[:, columns])
                 some[columns] = np.eye(some.shape[1])
                 out[:, columns] = dense.product(gsn.signal_cov, self.weights[2] * solve(some))
@@ -70,7 +70,7 @@ class Blend:
         cuts = self.population if self.weights[0] > 0 else 0, self.units if self.weights[1] > 0 else 0
         most = int(max(np.max(cut, initial=0) for cut in cuts))
         order = np.arange(most)
-        for rows in row_blocks(len(axes), len(axes)):
+        for rows in row_blocks(len(axes), max(len(axes), 8192)):
             part = np.zeros((len(out[rows]), most))
             for weight, cut in zip(self.weights, cuts, strict=False):
                 part += weight * (order < np.broadcast_to(cut, len(axes))[rows, None])
