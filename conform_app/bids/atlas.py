@@ -21,7 +21,7 @@ from conform_app.settings import ModelSettings
 SPAN_MODES = ("wiener", "standard", "conservative", "aggressive")
 """Modes that take any number of voxels at once, in the span of the trials."""
 MAX_WHOLE = 4000
-"""Voxels that the other modes take at once: twelve matrices of this size are 1.5 GB."""
+"""Voxels that the other modes take at once: seven matrices of this size are 0.9 GB."""
 MAX_SPAN = 6000
 """Trials (or voxels, if these are fewer) that span modes take at once: twelve such matrices are 3.5 GB."""
 

@@ -149,8 +149,8 @@ def fit_parcels(
     Returns
     -------
     ParcelFit
-        Peak memory beside the data: the results, and for each job about twelve n x n arrays and three copies
-        of the data of one parcel of n units.
+        Peak memory beside the data: the results, and for each job seven n x n arrays and three copies of the
+        data of one parcel of n units, all in double precision.
 
     Raises
     ------
