@@ -236,7 +236,7 @@ def against_ceiling(pairs: Mapping[str, tuple[np.ndarray, np.ndarray]], unit: st
     for axes in panels.ravel()[len(shown) :]:
         axes.set_axis_off()
     for axes in panels[:, 0]:
-        axes.set_ylabel("variance explained (%)\nsquared correlation")
+        axes.set_ylabel("variance explained (%)\nsigned squared correlation")
     _label_lowest(panels, len(shown), "noise ceiling (%)")
     return figure
 
