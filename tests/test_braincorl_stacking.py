@@ -38,6 +38,19 @@ def test_a_combination_that_is_better_is_found() -> None:
     assert abs(shares["a"].mean() - 0.5) < 0.1
 
 
+def test_the_reference_gives_way_to_what_is_surely_better_only() -> None:
+    """Another estimator that 20 images cannot tell from the reference gets little; one clearly better, all."""
+    rng = np.random.default_rng(3)
+    signal = rng.normal(size=(300, 20))
+    y = signal + rng.normal(size=signal.shape)
+    shared = 0.2 * rng.normal(size=(1, 20))  # an error that all voxels have at an image
+    held_out = {"reference": 0.7 * signal + shared, "other": 0.7 * signal + 0.5 * shared}
+    assert choose_shares(held_out, y)["other"].mean() > 0.9
+    assert choose_shares(held_out, y, reference="reference")["other"].mean() < 0.1
+    held_out = {"reference": 0.5 * signal, "other": signal}
+    assert choose_shares(held_out, y, reference="reference")["other"].mean() > 0.7
+
+
 def test_with_many_images_a_voxel_decides_for_itself() -> None:
     rng = np.random.default_rng(2)
     signal = rng.normal(size=(100, 4000))

@@ -163,7 +163,8 @@ def adapt(
     )
     shares = {method: np.ones(len(y))}
     if method == "stacked":
-        shares = choose_shares(held_out, y, y.var(axis=1) - posterior.noise_variance())
+        signal = y.var(axis=1) - posterior.noise_variance()
+        shares = choose_shares(held_out, y, signal, "prior" if "prior" in wanted else None)
     noise = _noise(posterior, y, prior)
     calibration = 1.0
     if held_out:

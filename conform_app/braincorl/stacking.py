@@ -3,16 +3,18 @@ r"""Which estimator for which voxel: shares by cross-validation within the conte
 
 Shares ``a`` lie on a grid over the simplex of estimators.  With ``e_mvi`` the error of estimator m for voxel
 v at the held-out image i, ``L_i(a)`` is the mean over voxels of ``(sum_m a_m e_mvi)^2 / u_v`` and m* the
-estimator that is best alone.  The unit u is the geometric mean of the voxel's variance and its estimated
-signal variance: what is explained counts as a share of what can be, but voxels of noise alone do not decide.
-All voxels see the same images, so that it is images that are sampled::
+reference: the prior, one of whose components is ridge regression, or else the estimator that is best alone.
+The unit u is the geometric mean of the voxel's variance and its estimated signal variance: what is explained
+counts as a share of what can be, but voxels of noise alone do not decide.  All voxels see the same images, so
+that it is images that are sampled::
 
     U(a) = D(a) + 4 SE(a),   D, SE: mean and standard error over images of L_i(a) - L_i(m*)
 
-A combination has to be better than the best estimator by four standard errors before it counts as better:
-with 20 images much of what looks like a gain is theirs alone.  A voxel's shares are the mean over the grid
-under its own likelihood of the held-out errors times ``exp(-TRIALS / 2 . U / L)``: what is best for the
-participant counts as much as so many trials of the voxel: it decides at 20 images, and yields to thousands.
+Anything else has to be better than the reference by four standard errors before it counts as better: with 20
+images much of what looks like a gain is theirs alone, or lies in the offset.  A voxel's shares are the mean
+over the grid under its own likelihood of the held-out errors times ``exp(-TRIALS / 2 . U / L)``: what is best
+for the participant counts as much as so many trials of the voxel: it decides at 20 images, and yields to
+thousands.
 """
 
 from __future__ import annotations
@@ -69,7 +71,10 @@ def predict_held_out(
 
 
 def choose_shares(
-    held_out: Mapping[str, np.ndarray], y: np.ndarray, signal: np.ndarray | None = None
+    held_out: Mapping[str, np.ndarray],
+    y: np.ndarray,
+    signal: np.ndarray | None = None,
+    reference: str | None = None,
 ) -> dict[str, np.ndarray]:
     """Shares of the estimators for every voxel.
 
@@ -80,6 +85,8 @@ def choose_shares(
     y : ndarray (n_voxels, S)
     signal : ndarray (n_voxels,), optional
         Signal variance of each voxel, as estimated; default: the variance of the betas.
+    reference : str, optional
+        The estimator that others have to beat; default: the one that is best alone.
 
     Returns
     -------
@@ -91,7 +98,8 @@ def choose_shares(
     errors = np.stack([held_out[m] - y for m in names], axis=1)  # (n_voxels, n_methods, S)
     total = np.maximum(y.var(axis=1), TINY)
     signal = total if signal is None else np.clip(signal, LEAST_SIGNAL * total, total)
-    cautious, level = _all_voxels(errors, np.sqrt(signal * total), grid)
+    start = None if reference is None else int(grid[:, names.index(reference)].argmax())
+    cautious, level = _all_voxels(errors, np.sqrt(signal * total), grid, start)
     best = cautious.argmin()
     gram = errors @ errors.transpose(0, 2, 1)
     loss = np.einsum("gm,vmn,gn->vg", grid, gram, grid, optimize=True)
@@ -103,13 +111,17 @@ def choose_shares(
     return dict(zip(names, (share @ grid).T, strict=True))
 
 
-def _all_voxels(errors: np.ndarray, unit: np.ndarray, grid: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """U and mean L of every grid point."""
+def _all_voxels(
+    errors: np.ndarray, unit: np.ndarray, grid: np.ndarray, start: int | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """U and mean L of every grid point; `start` is the reference's, or that of the best estimator alone."""
     scaled = errors / np.sqrt(unit)[:, None, None]
     by_image = scaled.transpose(2, 1, 0) @ scaled.transpose(2, 0, 1) / len(unit)  # (S, n_methods, n_methods)
     loss = np.einsum("gm,smn,gn->gs", grid, by_image, grid, optimize=True)
     level = loss.mean(axis=1)
-    alone = np.flatnonzero(grid.max(axis=1) == 1)
-    more = loss - loss[alone[level[alone].argmin()]]
+    if start is None:
+        alone = np.flatnonzero(grid.max(axis=1) == 1)
+        start = int(alone[level[alone].argmin()])
+    more = loss - loss[start]
     deviation = more.std(axis=1, ddof=1) / np.sqrt(errors.shape[2])
     return more.mean(axis=1) + CAUTION * deviation, level
