@@ -39,7 +39,7 @@ def test_a_combination_that_is_better_is_found() -> None:
 
 
 def test_the_reference_gives_way_to_what_is_surely_better_only() -> None:
-    """Another estimator that 20 images cannot tell from the reference gets little; one clearly better, all."""
+    """What 20 images cannot tell from the reference gets little; what is clearly better gets most."""
     rng = np.random.default_rng(3)
     signal = rng.normal(size=(300, 20))
     y = signal + rng.normal(size=signal.shape)
