@@ -67,7 +67,16 @@ def _paired(path: Path, names: Sequence[str], values: np.ndarray) -> dict[str, n
     return dict(zip(names, values, strict=True))
 
 
-def _table(path: str | Path, option: str, columns: Sequence[str]) -> pd.DataFrame:
+def read_given_table(path: str | Path, option: str, columns: Sequence[str]) -> pd.DataFrame:
+    """Read a TSV of text that an option names and that has these columns.
+
+    Raises
+    ------
+    NoInputError
+        There is no such file.
+    DataError
+        It is no such table, or lacks a column.
+    """
     import pandas as pd
 
     try:
@@ -97,7 +106,7 @@ def read_aliases(path: str | Path | None) -> dict[tuple[str, str], str]:
     """
     if path is None:
         return {}
-    table = _table(path, "aliases", ("dataset", "stim_id", "name"))
+    table = read_given_table(path, "aliases", ("dataset", "stim_id", "name"))
     found: dict[tuple[str, str], str] = {}
     for dataset, stim, name in zip(table["dataset"], table["stim_id"], table["name"], strict=True):
         if found.setdefault((dataset, stim), name) != name:
@@ -115,7 +124,7 @@ def read_split(path: str) -> dict[tuple[str, str], str]:
     """
     if path == "auto":
         return {}
-    table = _table(path, "split", ("dataset", "stim_id", "split"))
+    table = read_given_table(path, "split", ("dataset", "stim_id", "split"))
     wrong = sorted(set(table["split"]) - set(PHASES))
     if wrong:
         raise DataError(f"{path} has the split {wrong[0]!r}.", f"It may be {', '.join(PHASES)}.")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from conform_app.braincorl.checks import UNIT
+from conform_app.collect.given import read_given_table
 from conform_app.errors import DataError, NoInputError
 from conform_app.images import MapRows
 from conform_app.images.atlas import read_labels
@@ -136,7 +137,7 @@ def read_regions(
         return {}
     path = files[0]
     if path.endswith((".tsv", ".txt")):
-        table = read_table(path, "encode-regions", ("label",))
+        table = read_given_table(path, "encode-regions", ("label",))
         if len(table) != n_vertices:
             raise DataError(
                 f"--encode-regions {path} has {len(table)} rows, the collection {n_vertices} vertices.",
@@ -192,7 +193,7 @@ def read_categories(path: str | None, stimuli: Sequence[str]) -> dict[str, str]:
     """
     if path is None:
         return {}
-    table = read_table(path, "encode-categories", ("stimulus", "category"))
+    table = read_given_table(path, "encode-categories", ("stimulus", "category"))
     given = dict(zip(table["stimulus"], table["category"], strict=True))
     found = {name: given[name] for name in stimuli if given.get(name, "n/a").lower() not in NONE}
     n_found = len(set(found.values()))
@@ -202,24 +203,6 @@ def read_categories(path: str | None, stimuli: Sequence[str]) -> dict[str, str]:
             "Name stimuli as the collection does (group/desc-mosaic_stimuli.tsv), in two categories or more.",
         )
     return found
-
-
-def read_table(path: str, option: str, columns: Sequence[str]) -> pd.DataFrame:
-    """Read a TSV of text that has these columns."""
-    import pandas as pd
-
-    try:
-        table = pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False)
-    except FileNotFoundError as error:
-        raise NoInputError(f"--{option}: there is no {path}.", "Correct the path.") from error
-    except (OSError, ValueError) as error:
-        raise DataError(
-            f"--{option} {path} is no tab-separated table: {error}.", "Save it as such."
-        ) from error
-    missing = [name for name in columns if name not in table]
-    if missing:
-        raise DataError(f"{path} has no column {missing[0]!r}.", f"--{option} needs {', '.join(columns)}.")
-    return table
 
 
 def file_hash(path: str | None) -> str:

@@ -20,8 +20,6 @@ results; Glasser et al. (2013) NeuroImage 80:105.  float64 throughout; values ar
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 from scipy import sparse
 
@@ -30,14 +28,14 @@ from conform_app.surface.linear import LinearMap, as_maps, normalised_rows, pack
 from conform_app.surface.locate import barycentric_weights
 from conform_app.surface.mesh import Surface, as_surface, vertex_areas
 from conform_app.surface.space import vertex_mask_of
-from conform_app.surface.stored import read_transform, save_transform
+from conform_app.surface.stored import Stored
 
 METHODS = ("adaptive", "barycentric", "nearest")
 _RADIUS = 100.0
 _ROUND = 0.02  # relative deviation of vertices from the sphere that is still a sphere
 
 
-class SphereResampler:
+class SphereResampler(Stored):
     """Resampling of maps from one cortical mesh to another.
 
     Parameters
@@ -233,23 +231,6 @@ class SphereResampler:
         other = type(self).__new__(type(self))
         other._set(self.method, matrix, self._source, self._target, self._areas)
         return other
-
-    def save(self, path) -> Path:
-        """Write the transform as HDF5 (``*_xfm.h5``); `load` and `load_transform` read it back."""
-        return save_transform(path, self)
-
-    @classmethod
-    def load(cls, path) -> SphereResampler:
-        """Read a transform that `save`, or the app, wrote.
-
-        Raises
-        ------
-        NoInputError, FileFaultError
-            There is no such file, or it is damaged.
-        DataError
-            It holds another kind of transform.
-        """
-        return cls.from_arrays(read_transform(path, cls.kind))
 
     def to_arrays(self) -> dict[str, np.ndarray]:
         """The transform as plain arrays, for storage; `inverse` works on what comes back."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 
@@ -101,3 +102,26 @@ def load_transform(path):
     arrays = read_transform(path)
     classes = (VolumeToSurface, SphereResampler)
     return next(c for c in classes if c.kind == str(arrays["kind"])).from_arrays(arrays)
+
+
+class Stored:
+    """What is written to a file and read from it by its arrays: `kind`, `to_arrays`, `from_arrays`."""
+
+    kind: str
+
+    def save(self, path) -> Path:
+        """Write the transform as HDF5 (``*_xfm.h5``); `load` and `load_transform` read it back."""
+        return save_transform(path, self)
+
+    @classmethod
+    def load(cls, path) -> Self:
+        """Read a transform that `save`, or the app, wrote.
+
+        Raises
+        ------
+        NoInputError, FileFaultError
+            There is no such file, or it is damaged.
+        DataError
+            It holds another kind of transform.
+        """
+        return cls.from_arrays(read_transform(path, cls.kind))

@@ -17,8 +17,6 @@ unless asked for.
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 from scipy import sparse
 
@@ -28,13 +26,13 @@ from conform_app.surface.linear import LinearMap, as_maps, normalised_rows, pack
 from conform_app.surface.mesh import Surface, vertex_normals
 from conform_app.surface.ribbon import ribbon_weights
 from conform_app.surface.space import check_overlap, cortex, vertex_mask_of, volume_space, voxel_mask
-from conform_app.surface.stored import read_transform, save_transform
+from conform_app.surface.stored import Stored
 
 METHODS = ("ribbon", "trilinear", "cubic", "nearest", "line", "depth", "ball")
 _SAMPLES = {"line": 10, "depth": 10, "ball": 20}  # nilearn's
 
 
-class VolumeToSurface:
+class VolumeToSurface(Stored):
     """Sampling of volumes on one hemisphere's cortex.
 
     Parameters
@@ -235,23 +233,6 @@ class VolumeToSurface:
         out = np.full(total.shape, fill, np.float32)
         np.divide(total, weight, out=out, where=weight > 0, casting="same_kind")
         return out.reshape(*self.volume_shape, *(() if single else (maps.shape[1],)))
-
-    def save(self, path) -> Path:
-        """Write the transform as HDF5 (``*_xfm.h5``); `load` and `load_transform` read it back."""
-        return save_transform(path, self)
-
-    @classmethod
-    def load(cls, path) -> VolumeToSurface:
-        """Read a transform that `save`, or the app, wrote.
-
-        Raises
-        ------
-        NoInputError, FileFaultError
-            There is no such file, or it is damaged.
-        DataError
-            It holds another kind of transform.
-        """
-        return cls.from_arrays(read_transform(path, cls.kind))
 
     def to_arrays(self) -> dict[str, np.ndarray]:
         """The transform as plain arrays, for storage."""
