@@ -216,7 +216,7 @@ def test_the_subcortex_comes_from_volumes_in_template_space(
     record = json.loads(next((tmp_path / "out").rglob("log/fits/*.json")).read_text())
     assert record["surface"]["subcortex"]
     told = " ".join(record["account"])
-    assert "subcortex comes from MNI152NLin6Asym" in told
+    assert "subcortex comes from MNI152NLin6Asym volumes, which cover 4 of its 4 voxels" in told
     assert ("The subcortex was fitted by itself" in told) == (of == "betas")
     sources = " ".join(
         json.loads((tmp_path / "out" / "sub-01" / "func" / f"{name}.json").read_text())["Sources"]
@@ -237,6 +237,48 @@ def test_the_subcortex_comes_from_volumes_in_template_space(
         maps = [p for p in maps if p.endswith(".nii")]
         assert maps
         assert {nib.load(tmp_path / "out" / p).shape[1] for p in maps} == shape
+
+
+@pytest.mark.end_to_end
+@pytest.mark.parametrize("of", ["timeseries", "betas"])
+def test_subcortical_voxels_outside_the_mask_of_a_run_are_left_out(with_template, tmp_path, monkeypatch, of):
+    own, home = tmp_path / "ds", with_template[1]
+    shutil.copytree(with_template[0], own)
+    monkeypatch.setenv("TEMPLATEFLOW_HOME", str(home))
+    mask = next(own.rglob("*run-2_space-MNI152NLin6Asym_res-2_desc-brain_mask.nii.gz"))
+    image = nib.load(mask)
+    values = np.asarray(image.dataobj).copy()
+    values[PLACES[1]] = 0
+    nib.save(nib.Nifti1Image(values, image.affine, image.header), mask)
+    argv = (own, tmp_path / "out", "participant", "-w", tmp_path / "w", *COMMON, "--surface-of", of)
+    assert run(*argv, "--output-spaces", "fsLR:den-91k") == 0
+    func = tmp_path / "out" / "sub-01" / "func"
+    image = nib.load(func / f"sub-01_task-x_space-fsLR_den-91k_{TYPE_B}.dscalar.nii")
+    below = image.get_fdata()[:, ~image.header.get_axis(1).surface_mask]
+    assert np.isnan(below).all(axis=0).tolist() == [False, True, False, False]
+
+
+@pytest.mark.end_to_end
+def test_the_noise_regressors_of_a_subcortex_fitted_by_itself_are_written(
+    with_template, tmp_path, monkeypatch
+):
+    """They are those of a fit of the template's volumes alone."""
+    own, home = with_template
+    monkeypatch.setenv("TEMPLATEFLOW_HOME", str(home))
+    argv = ["--skip-bids-validation", "--sloppy", "--glm-types", "D", "--nprocs", "1", "--psn", "off"]
+    for out, *more in (
+        ("below", "--output-spaces", "MNI152NLin6Asym:res-2"),
+        ("out", "--output-spaces", "fsLR:den-91k", "--surface-of", "betas"),
+    ):
+        assert run(own, tmp_path / out, "participant", "-w", tmp_path / "w" / out, *argv, *more) == 0
+    for number in (1, 2):
+        stem = f"sub-01/func/sub-01_task-x_run-{number}_space"
+        one = tmp_path / "below" / f"{stem}-MNI152NLin6Asym_res-2_desc-glmdenoise_timeseries.tsv"
+        both = tmp_path / "out" / f"{stem}-fsLR_den-91k_desc-glmdenoisesubcortex_timeseries.tsv"
+        assert both.read_text() == one.read_text()
+        facts = [json.loads(p.with_suffix(".json").read_text()) for p in (one, both)]
+        assert facts[0]["NumberOfComponentsUsed"] == facts[1]["NumberOfComponentsUsed"]
+        assert both.with_name(both.name.replace("subcortex", "")).is_file()
 
 
 @pytest.mark.end_to_end

@@ -253,17 +253,18 @@ def _write_regressors(writer: FitWriter, glm_file: Path, meta: Mapping[str, Any]
     """Per run: the design of its trials, and the noise regressors in their order."""
     plan = writer.plan
     for number, run in enumerate(plan.runs):
-        found = load_arrays(glm_file, f"design_{number}", f"pc_regressors_{number}")
+        design = load_arrays(glm_file, f"design_{number}")[f"design_{number}"]
         labels = {"run": run.run, "session": run.session, "task": run.task}
-        design = found[f"design_{number}"]
         trials = np.flatnonzero(plan.run_of_trial == number) + 1
         columns = {f"trial_{i:04d}": column for i, column in zip(trials, design.T, strict=True)}
         writer.table("design", columns, **labels)
-        regressors = found.get(f"pc_regressors_{number}")
-        if regressors is not None:
-            used = regressors[:, : regressors.shape[1] - 1]  # the last one is never a candidate
-            columns = {f"noise_{i:02d}": column for i, column in enumerate(used.T, 1)}
-            writer.table("glmdenoise", columns, **labels, NumberOfComponentsUsed=meta["pcnum"])
+        for key, fit in (("glmdenoise", ""), ("glmdenoise_subcortex", "subcortex_")):
+            name = f"{fit}pc_regressors_{number}"
+            regressors = load_arrays(glm_file, name).get(name)
+            if regressors is not None:
+                used = regressors[:, : regressors.shape[1] - 1]  # the last one is never a candidate
+                columns = {f"noise_{i:02d}": column for i, column in enumerate(used.T, 1)}
+                writer.table(key, columns, **labels, NumberOfComponentsUsed=meta[f"{fit}pcnum"])
 
 
 def _condition_means(plan: FitPlan, glm_file: Path, name: str, valid: np.ndarray) -> np.ndarray:

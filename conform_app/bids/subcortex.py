@@ -76,7 +76,7 @@ def _check(fit: Fit, images: Sequence[Any]) -> None:
 
 def template_files(fit: Fit) -> list[str]:
     """Volumes in the template and their brain masks."""
-    return [str(path) for run in fit.runs for path in (run.subcortex, *_mask(run.subcortex))]
+    return [str(path) for run in fit.runs for path in (run.subcortex, *template_mask(run.subcortex))]
 
 
 def in_template(plan: FitPlan) -> FitPlan:
@@ -84,15 +84,15 @@ def in_template(plan: FitPlan) -> FitPlan:
     from conform_app.images import open_run
 
     runs = tuple(
-        replace(run, bold=(run.subcortex,), mask=_mask(run.subcortex), transform=None, subcortex=None)
+        replace(run, bold=(run.subcortex,), mask=template_mask(run.subcortex), transform=None, subcortex=None)
         for run in plan.runs
     )
     n_points = open_run(Path(runs[0].bold[0])).grid.n_points
     return replace(plan, kind="volume", surface=None, runs=runs, n_points=n_points, n_voxels=n_points)
 
 
-def _mask(bold: str | Path) -> tuple[str, ...]:
-    """The brain mask beside a volume."""
+def template_mask(bold: str | Path) -> tuple[str, ...]:
+    """The brain mask beside a volume in the template, if there is one."""
     name = Path(bold).name
     beside = Path(bold).with_name(name.replace("_desc-preproc_bold.nii", "_desc-brain_mask.nii"))
     return (str(beside),) if beside.name != name and beside.is_file() else ()

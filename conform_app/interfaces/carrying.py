@@ -2,7 +2,8 @@
 """Both hemispheres and, for grayordinates, the subcortex of one fit: matrices a grid, values run by run.
 
 Runs on one grid share a matrix.  A voxel takes part if it lies in the brain masks of the runs on its grid and
-is finite and varies in each of them; a surface point is kept if it gets a value in every run.
+is finite and varies in each of them; a surface point is kept if it gets a value in every run, a voxel of the
+subcortex if it lies in the masks of all runs in the template.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from scipy import sparse
 
 from conform_app.bids.carried import points_to_volume
 from conform_app.bids.plan import FitPlan, RunPlan
+from conform_app.bids.subcortex import template_mask
 from conform_app.errors import DataError
 from conform_app.images import finite_varying, open_run, read_mask
 from conform_app.images.arrays import save_arrays
@@ -66,6 +68,8 @@ class Carrier:
         self._place, places = self._places()
         self.inside = [inside] if inside is not None else [self._voxels(members) for members in places]
         self.points = np.ones(self.grid.n_points, dtype=bool)
+        if self.surface.subcortex is not None:
+            self.points[self.n_cortex :] = self._subcortex_inside()
         self.saved: list[dict[str, Any]] = []
         self._open: tuple[int, LinearMap] | None = None
 
@@ -157,6 +161,7 @@ class Carrier:
         )
         if self.surface.subcortex is not None:
             out[self.n_cortex :] = self._subcortex(number)
+            out[self.n_cortex :][~self.points[self.n_cortex :]] = np.nan
         return out
 
     def subcortical_voxels(self, number: int = 0) -> np.ndarray:
@@ -166,6 +171,16 @@ class Carrier:
             return voxels_of(self.grid, open_run(path).grid)
         except DataError as error:
             raise DataError(f"{path}: {error.message}", error.remedy) from error
+
+    def _subcortex_inside(self) -> np.ndarray:
+        """Which subcortical grayordinates lie in the brain masks of all runs in the template."""
+        inside = np.ones(self.grid.n_points - self.n_cortex, dtype=bool)
+        for number, run in enumerate(self.plan.runs):
+            mask = template_mask(run.subcortex)
+            if mask:
+                grid = open_run(Path(run.subcortex)).grid
+                inside &= read_mask(tuple(map(Path, mask)), grid)[self.subcortical_voxels(number)]
+        return inside
 
     def _subcortex(self, number: int) -> np.ndarray:
         image = open_run(Path(self.plan.runs[number].subcortex))

@@ -135,12 +135,17 @@ def _sentences(carrier: Carrier, summary: dict[str, Any]) -> list[str]:
         text += f" ({surface.registration}; adaptive resampling weighted by vertex areas)"
     text += f". The volume covers {summary['covered_percent']:.1f} % of the cortex."
     if plan.kind == "cifti":
-        text += (
-            " The subcortex comes from MNI152NLin6Asym volumes."
-            if surface.subcortex
-            else " The grayordinates are those of the cortex only."
-        )
+        text += _below(carrier) if surface.subcortex else " The grayordinates are those of the cortex only."
     return [text]
+
+
+def _below(carrier: Carrier) -> str:
+    """Where the subcortex comes from, and how much of it the volumes hold."""
+    below = carrier.points[carrier.n_cortex :]
+    return (
+        " The subcortex comes from MNI152NLin6Asym volumes, which cover "
+        f"{below.sum():,} of its {below.size:,} voxels."
+    )
 
 
 def _warnings(summary: dict[str, Any]) -> list[str]:

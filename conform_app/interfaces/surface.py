@@ -105,6 +105,9 @@ class CarryBetas(FitInterface):
                 arrays[name] = (
                     carried if below is None else np.concatenate([carried, below.rows(name, carried)])
                 )
+        if below is not None:
+            arrays |= below.regressors(len(plan.runs))
+            meta = meta | below.facts
         out = save_arrays(cwd / "glmsingle.h5", arrays, meta)
         names = [carrier.run_files(cwd, plan.runs[0])] * len(plan.runs)
         mean = np.full((carrier.grid.n_points, 1), np.nan, np.float32)
@@ -146,10 +149,14 @@ class Below:
     ----------
     kept : ndarray of bool, shape (n_subcortical,)
         Grayordinates whose voxel was fitted.
+    facts : dict
+        ``subcortex_pcnum``: how many noise regressors that fit uses, where it has any.
     """
 
     def __init__(self, path: Path, carrier: Carrier) -> None:
         self.path = path
+        meta = load_meta(path)
+        self.facts = {"subcortex_pcnum": meta["pcnum"]} if "pcnum" in meta else {}
         found = load_arrays(path, "points", "valid")
         fitted = found["points"].copy()
         fitted[fitted] = found["valid"]
@@ -171,12 +178,17 @@ class Below:
                 out[here] = data[start : start + BLOCK_ROWS][self._rows[here] - start]
         return out
 
+    def regressors(self, n_runs: int) -> dict[str, np.ndarray]:
+        """Noise regressors of that fit, by the names under which they are written beside the cortex's."""
+        found = load_arrays(self.path, *(f"pc_regressors_{number}" for number in range(n_runs)))
+        return {f"subcortex_{name}": values for name, values in found.items()}
+
     def account(self, cortex: dict[str, Any]) -> str:
         """Say that the subcortex is a fit of its own."""
-        meta = load_meta(self.path)
         text = "The subcortex was fitted by itself, in whole-brain MNI152NLin6Asym volumes"
-        if "pcnum" in meta and "pcnum" in cortex:
-            text += f" ({meta['pcnum']} noise regressors; {cortex['pcnum']} in the fit of the cortex)"
+        if self.facts and "pcnum" in cortex:
+            own, other = self.facts["subcortex_pcnum"], cortex["pcnum"]
+            text += f" ({own} noise regressors; {other} in the fit of the cortex)"
         return f"{text}."
 
 
