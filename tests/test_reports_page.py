@@ -214,6 +214,14 @@ def test_a_single_run_is_given_as_the_reason(tmp_path, record):
     assert "Types C and D were not estimated: there is only one run" in words
 
 
+def test_a_ridge_fraction_set_in_advance_is_not_called_chosen(tmp_path, record):
+    plain = without(record)
+    plain["choices"]["fracs"] = [0.5]
+    page = Page(build_report(tmp_path, "01", records=[plain]))
+    assert "length, 0.5, was used everywhere, without cross-validation" in page.words
+    assert not [image for image in page.images if "desc-fracridge" in image["src"]]
+
+
 def test_figures_of_an_earlier_report_are_removed(tmp_path, record):
     build_report(tmp_path, "01", records=[record])
     other = tmp_path / "sub-01" / "figures" / "sub-01_task-y_space-T1w_desc-ncsnr_bold.svg"

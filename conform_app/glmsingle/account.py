@@ -12,8 +12,8 @@ def _numbers(values: np.ndarray) -> str:
 
 
 def count(n: int, one: str, many: str | None = None) -> str:
-    """``1 run``, ``3 runs``."""
-    return f"{n} {one if n == 1 else many or one + 's'}"
+    """``1 run``, ``3,000 runs``."""
+    return f"{n:,} {one if n == 1 else many or one + 's'}"
 
 
 def named(one: str, numbers: list[int]) -> str:
@@ -81,8 +81,8 @@ def left_out(odd) -> str:
 def _fitted(result, first) -> str:
     n, left = result.valid.size, int((~result.valid).sum())
     if not left:
-        return f"All {n} voxels were fitted."
-    return f"{n - left} of {n} voxels were fitted; left out were {left_out(first.odd)}."
+        return f"All {n:,} voxels were fitted."
+    return f"{n - left:,} of {n:,} voxels were fitted; left out were {left_out(first.odd)}."
 
 
 def _nuisance(result, extra) -> str:

@@ -48,10 +48,15 @@ def ridge(products: Products, book: FigureBook, brain: Brain) -> Section:
     if "D" not in (products.fit.get("types") or []):
         section.notes.append(f"No ridge regression was done: {why_not_cross_validated(products)}.")
         return section
+    fracs = products.choices.get("fracs") or []
+    if len(fracs) == 1:
+        section.notes.append(
+            f"One fraction of the ordinary solution's length, {number(fracs[0])}, was used everywhere, "
+            "without cross-validation."
+        )
+        return section
     if not products.has("fracridge"):
-        fracs = products.choices.get("fracs") or []
-        text = f"One fraction, {number(fracs[0])}, was used everywhere." if len(fracs) == 1 else ""
-        section.notes.append(text or "The map of ridge fractions was not written.")
+        section.notes.append("The map of ridge fractions was not written.")
         return section
     values = products.values("fracridge")
     inside = values[brain.mask & np.isfinite(values)]
