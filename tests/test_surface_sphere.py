@@ -54,6 +54,29 @@ def test_weights_belong_to_the_closest_point():
     np.testing.assert_allclose(got, want, atol=1e-12)
 
 
+def test_points_above_edges_are_found_without_looking_far(monkeypatch):
+    """The middles of all edges, as a nested mesh adds them: on the edge, from the nearest few vertices."""
+    from conform_app.surface import locate
+
+    x, t = icosphere(4, 100.0)
+    edges = np.unique(np.sort(np.concatenate([t[:, [0, 1]], t[:, [1, 2]], t[:, [2, 0]]]), axis=1), axis=0)
+    points = x[edges].mean(axis=1)
+    points = (100 * points / np.linalg.norm(points, axis=1, keepdims=True)).astype(np.float32)
+    asked = []
+    closest = locate._closest
+
+    def counting(*words):
+        asked.append(words[5].shape)
+        return closest(*words)
+
+    monkeypatch.setattr(locate, "_closest", counting)
+    weights = barycentric_weights(points, x, t).toarray()
+    assert [n_vertices for _, n_vertices in asked] == [1, 6]
+    expected = np.zeros_like(weights)
+    np.put_along_axis(expected, edges, 0.5, axis=1)
+    np.testing.assert_allclose(weights, expected, atol=2e-6)
+
+
 def test_irregular_meshes_are_searched_far_enough():
     """Thin triangles whose corners are far from the point: the nearest vertices are not the right ones."""
     from scipy.spatial import ConvexHull

@@ -8,7 +8,7 @@ that knows nothing of this person's folds, and is called so wherever it shows.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,8 @@ from conform_app.bids.surfaceplan import HemiPlan, SurfacePlan
 from conform_app.bids.surfaces import HEMISPHERES, HemiFiles
 from conform_app.errors import DataError, NoInputError
 from conform_app.images import templates
-from conform_app.images.surfaces import FSLR_VERTICES, read_surface, read_vertices
+from conform_app.images.densities import FSLR_VERTICES
+from conform_app.images.surfaces import read_surface, read_vertices
 from conform_app.images.transforms import Affine, PointMap, read_points
 
 _REGISTRATION = {
@@ -65,11 +66,11 @@ def plan_surface(fit: Fit, of: str, *, images: Sequence[Any]) -> tuple[SurfacePl
         )
     warnings: list[str] = []
     if fit.surfaces is None:
-        halves, coordinates, how = _group_halves(fit, density)
+        halves, coordinates, how, mesh = _group_halves(fit, density)
         warnings.append(
-            f"{fit.volume} volumes are sampled on fsaverage's average surfaces: group-average registration, "
-            "which knows nothing of this person's folds. BOLD in T1w space does better, or the participant's "
-            f"own surfaces with the transform from-{fit.volume.space}_to-T1w_mode-image_xfm.h5."
+            f"{fit.volume} volumes are sampled on fsaverage's average surfaces{mesh}: group-average "
+            "registration, which knows nothing of this person's folds. BOLD in T1w space does better, or the "
+            f"participant's own surfaces with the transform from-{fit.volume.space}_to-T1w_mode-image_xfm.h5."
         )
     else:
         halves, coordinates, how = _own_halves(fit, density)
@@ -153,19 +154,23 @@ def _half(
     )
 
 
-def _group_halves(fit: Fit, density: str) -> tuple[list[HemiPlan], str, str]:
-    """Both hemispheres on fsaverage's average surfaces."""
+def _group_halves(fit: Fit, density: str) -> tuple[list[HemiPlan], str, str, str]:
+    """Both hemispheres on fsaverage's average surfaces; last, which mesh that is where it is a coarse one."""
     if fit.space == "fsnative":
         raise NoInputError(
             f"sub-{fit.subject} has BOLD in {fit.volume} only, which does not lie on its own surfaces.",
             "Preprocess into T1w space for fsnative, or choose fsaverage or fsLR.",
         )
-    meshes = [density] if fit.space == "fsaverage" else ["164k", "10k"]
+    own = density if fit.space == "fsaverage" else "164k"
+    mesh, pair = _group_mesh(dict.fromkeys([own, "164k", "10k"]))
     halves = []
-    for hemi in HEMISPHERES:
-        files = _first_there(meshes, hemi)
+    for hemi, files in pair.items():
         wall = templates.medial_wall("fsaverage", hemi)
-        target = templates.target_sphere(fit.space, density, "fsaverage", hemi)
+        n_source = len(_read(files["white"])[0])
+        if (fit.space, density) == ("fsaverage", mesh):
+            target = templates.SphereFile(files["sphere"], n_source)
+        else:
+            target = templates.target_sphere(fit.space, density, "fsaverage", hemi)
         halves.append(
             HemiPlan(
                 hemi=hemi,
@@ -176,19 +181,22 @@ def _group_halves(fit: Fit, density: str) -> tuple[list[HemiPlan], str, str]:
                 wall=wall[0] if wall else None,
                 wall_sphere=wall[1] if wall else None,
                 n_target=target.n_vertices,
-                n_source=len(_read(files["white"])[0]),
+                n_source=n_source,
             )
         )
-    return halves, "fsaverage", f"group average: {fit.volume} to fsaverage by coordinates"
+    coarse = f" (den-{mesh}, coarser than the target)" if n_source < target.n_vertices else ""
+    return halves, "fsaverage", f"group average: {fit.volume} to fsaverage by coordinates", coarse
 
 
-def _first_there(densities: Sequence[str], hemi: str) -> dict[str, str]:
-    for density in densities[:-1]:
+def _group_mesh(densities: Iterable[str]) -> tuple[str, dict[str, dict[str, str]]]:
+    """The first density whose average surfaces are at hand for both hemispheres, and their files."""
+    *first, last = densities
+    for density in first:
         try:
-            return templates.group_surfaces(hemi, density)
+            return density, {hemi: templates.group_surfaces(hemi, density) for hemi in HEMISPHERES}
         except NoInputError:
             continue
-    return templates.group_surfaces(hemi, densities[-1])
+    return last, {hemi: templates.group_surfaces(hemi, last) for hemi in HEMISPHERES}
 
 
 def _read(path: str) -> tuple[np.ndarray, np.ndarray]:

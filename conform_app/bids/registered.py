@@ -16,7 +16,8 @@ from conform_app.bids.layout import parse_name
 from conform_app.bids.naming import anat_name, sidecar_name
 from conform_app.bids.provenance import bids_uri, write_json
 from conform_app.images.arrays import load_arrays, load_meta
-from conform_app.images.surfaces import FSAVERAGE_VERTICES, write_surface
+from conform_app.images.densities import FSAVERAGE_VERTICES
+from conform_app.images.surfaces import write_surface
 
 if TYPE_CHECKING:
     from conform_app.bids.derivatives import FitWriter

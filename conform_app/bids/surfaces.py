@@ -288,11 +288,15 @@ class SurfaceFinder:
 
 def places_read(found: Iterable[SubjectSurfaces | None]) -> dict[str, Path]:
     """Folders besides the datasets that carried fits read from, by the name they have in Sources."""
+    from conform_app.images import packaged
     from conform_app.images.templates import packages_home, templates_home
 
     places: dict[str, Path] = {}
     for surfaces in found:
         places |= {"templateflow": templates_home(), "nilearn": packages_home()}
+        own = packaged.home()
+        if own is not None:
+            places[packaged.PACKAGE] = own
         if surfaces is not None and not (surfaces.root / "dataset_description.json").is_file():
             places["freesurfer"] = surfaces.root
     return places

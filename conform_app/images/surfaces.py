@@ -24,8 +24,6 @@ from conform_app.images.gifti import STRUCTURES
 
 Surface = tuple[np.ndarray, np.ndarray]
 
-FSAVERAGE_VERTICES = {"3k": 2562, "10k": 10242, "41k": 40962, "164k": 163842}
-FSLR_VERTICES = {"32k": 32492, "59k": 59292, "164k": 163842}
 _TKRAS = np.array([[-1.0, 0.0, 0.0], [0.0, 0.0, 1.0], [0.0, -1.0, 0.0]])  # columns: its x, y and z axis
 _SCANNER = 1  # NIFTI_XFORM_SCANNER_ANAT
 

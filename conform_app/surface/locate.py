@@ -4,7 +4,9 @@
 For point p and triangle (a, b, c) the orthogonal projection onto the triangle's plane is
 ``u a + v b + w c``, ``u + v + w = 1``.  If u, v, w are all positive, that is the closest point; if not, the
 closest point lies on an edge and one weight is 0.  Candidates are the triangles around the nearest vertices,
-found with a k-d tree; where none of them has p above its inside, more vertices are asked.
+found with a k-d tree; where none of them has p above its inside, more vertices are asked.  A point above an
+edge of a sphere, as half of those that a nested mesh adds, is above the inside of neither triangle: from the
+second round on, in which both are candidates, a point that is so near to a triangle's inside is settled.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from scipy import sparse
 from scipy.spatial import cKDTree
 
 _NEIGHBOURS = (1, 6, 32, 128)  # nearest vertices whose triangles are tried, in turn
+_NEAR_EDGE = 0.01  # of a triangle's height; half the dihedral angle times the sagitta is less
 _BLOCK = 1_000_000  # (point, triangle) pairs looked at in one step
 
 
@@ -44,7 +47,8 @@ def barycentric_weights(
         if not len(left):
             break
         near = tree.query(points[left], k=min(k, len(coordinates)))[1].reshape(len(left), -1)
-        settled = _closest(points, coordinates, triangles, around, left, near, (best, found, weights))
+        slack = _NEAR_EDGE if k > 1 else 0.0
+        settled = _closest(points, coordinates, triangles, around, left, near, (best, found, weights), slack)
         left = left[~settled]
     corners = triangles[found]
     rows = np.repeat(np.arange(len(points)), 3)
@@ -65,7 +69,7 @@ def _triangles_of_vertices(triangles: np.ndarray, n_vertices: int) -> sparse.csr
     return sparse.csr_matrix((ones, (triangles.ravel(), columns)), (n_vertices, len(triangles)))
 
 
-def _closest(points, coordinates, triangles, around, left, near, result) -> np.ndarray:
+def _closest(points, coordinates, triangles, around, left, near, result, slack) -> np.ndarray:
     """Best of the candidate triangles for each point that is left; True where p is above its inside."""
     best, found, weights = result
     degree = np.diff(around.indptr)
@@ -77,20 +81,22 @@ def _closest(points, coordinates, triangles, around, left, near, result) -> np.n
         point = np.repeat(np.repeat(block, near.shape[1]), n)
         offset = np.arange(len(point)) - np.repeat(np.cumsum(n) - n, n)
         triangle = around.indices[np.repeat(around.indptr[vertices], n) + offset]
-        distance, bary, inside = _project(points[point], coordinates[triangles[triangle]])
+        distance, bary, inside = _project(points[point], coordinates[triangles[triangle]], slack)
         # The first of each point, ordered by distance and then by the triangle's number, is the closest.
         order = np.lexsort((triangle, distance, point))
         first = order[np.unique(point[order], return_index=True)[1]]
         p = point[first]
+        settled[start + np.searchsorted(block, p[inside[first]])] = True
         better = distance[first] < best[p]
         p, first = p[better], first[better]
         best[p], found[p], weights[p] = distance[first], triangle[first], bary[first]
-        settled[start + np.searchsorted(block, p[inside[first]])] = True
     return settled
 
 
-def _project(points: np.ndarray, corners: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Squared distance to each triangle, weights of the closest point, whether it is inside."""
+def _project(
+    points: np.ndarray, corners: np.ndarray, slack: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Squared distance to each triangle, weights of the closest point, whether it is (nearly) inside."""
     a, b, c = corners[:, 0], corners[:, 1], corners[:, 2]
     ab, ac, ap = b - a, c - a, points - a
     d00, d01, d11 = (np.einsum("nk,nk->n", x, y) for x, y in ((ab, ab), (ab, ac), (ac, ac)))
@@ -100,8 +106,8 @@ def _project(points: np.ndarray, corners: np.ndarray) -> tuple[np.ndarray, np.nd
     scale = np.where(flat, 1.0, area)
     v, w = (d11 * d20 - d01 * d21) / scale, (d00 * d21 - d01 * d20) / scale
     bary = np.stack([1 - v - w, v, w], 1)
-    inside = (bary >= 0).all(1) & ~flat
-    outside = np.flatnonzero(~inside)
+    inside = (bary >= -slack).all(1) & ~flat
+    outside = np.flatnonzero((bary < 0).any(1) | flat)
     bary[outside] = _on_edges(points[outside], corners[outside])
     gap = points - np.einsum("nk,nkd->nd", bary, corners)
     return np.einsum("nk,nk->n", gap, gap), bary, inside
