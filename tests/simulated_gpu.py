@@ -51,9 +51,10 @@ class Simulated(torch.Tensor):
         options: dict[str, Any] = {"dispatch_layout": True}
         if inner.layout is torch.strided:
             options = {"strides": inner.stride(), "storage_offset": inner.storage_offset()}
-        self = torch.Tensor._make_wrapper_subclass(
-            cls, inner.shape, dtype=inner.dtype, device=inner.device, **options
-        )
+        with torch.inference_mode(False):  # so that views of what was made outside may be taken inside
+            self = torch.Tensor._make_wrapper_subclass(
+                cls, inner.shape, dtype=inner.dtype, device=inner.device, **options
+            )
         self.inner = inner.detach()
         return self
 
@@ -367,6 +368,19 @@ def _autocast(original: Any) -> Any:
     return autocast
 
 
+def _grouped(original: Callable[..., dict]) -> Callable[..., dict]:
+    """What optimisers ask: tensors by device and dtype."""
+
+    def grouped(*args: Any) -> dict:
+        found = original(*args)
+        return {
+            (HERE if any(isinstance(x, Simulated) for x in tree_leaves(own)) else device, dtype): own
+            for (device, dtype), own in found.items()
+        }
+
+    return grouped
+
+
 def _thread_run(original: Callable[..., None]) -> Callable[..., None]:
     def run(self: threading.Thread) -> None:
         with _Devices():  # modes are a thread's own
@@ -389,7 +403,7 @@ def simulated_gpu() -> Iterator[_State]:
         "set_device": lambda device: None,
         "synchronize": _arrived,
         "empty_cache": lambda: None,
-        "is_initialized": lambda: True,
+        "is_initialized": lambda: _STATE.sent > 0,
         "is_bf16_supported": lambda *args, **kwargs: True,
         "mem_get_info": lambda device=None: (MEMORY, MEMORY),
         "get_device_name": lambda device=None: "simulated",
@@ -402,8 +416,11 @@ def simulated_gpu() -> Iterator[_State]:
     with ExitStack() as stack:
         for name, value in cuda.items():
             stack.enter_context(patch.object(torch.cuda, name, value))
+        stack.enter_context(patch.object(torch.version, "cuda", "simulated"))
         stack.enter_context(patch.object(torch, "load", _load(torch.load)))
         stack.enter_context(patch.object(torch, "autocast", _autocast(torch.autocast)))
+        name = "_group_tensors_by_device_and_dtype"
+        stack.enter_context(patch.object(torch._C, name, _grouped(getattr(torch._C, name))))
         stack.enter_context(patch.object(threading.Thread, "run", _thread_run(threading.Thread.run)))
         stack.enter_context(_Devices())
         yield _STATE

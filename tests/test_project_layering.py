@@ -22,7 +22,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = "conform_app"
 
-GROUND = {"errors"}
+GROUND = {"errors", "devices"}
 METHODS = {"glmsingle", "psn", "reliability", "surface", "mosaic", "braincorl"}
 FLOORS = METHODS | {"images", "bids", "reports"}
 
@@ -30,6 +30,7 @@ FLOORS = METHODS | {"images", "bids", "reports"}
 MAY_IMPORT: dict[str, set[str]] = {
     "": set(),
     "errors": set(),
+    "devices": {"errors"},
     "settings": GROUND,
     "glmsingle": GROUND,
     "psn": GROUND,
@@ -82,7 +83,7 @@ BEHIND: dict[str, set[str]] = {
     "jinja2": {"reports"},
     "matplotlib": {"reports"},
     "nilearn": {"images", "reports", "surface"},
-    "torch": METHODS | {"cli"},  # cli: asks whether there is a GPU
+    "torch": METHODS | {"devices"},
     "sklearn": METHODS,
     "zarr": {"mosaic"},
     "fsspec": {"mosaic"},

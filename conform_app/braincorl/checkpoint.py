@@ -21,6 +21,7 @@ from pathlib import Path, PosixPath, PurePosixPath
 from typing import Any
 
 from conform_app.braincorl.model import PRESETS, BraInCoRL, ModelSizes, as_sizes
+from conform_app.devices import torch_device
 from conform_app.errors import DataError, FileFaultError, NoInputError, UsageError
 
 PREFIXES = ("model.", "module.")
@@ -36,6 +37,7 @@ def load_model(path_or_state_dict: Any, preset: Any = None, *, device: str = "cp
     preset : str or ModelSizes, optional
         Expected sizes: "CLIP", "DINO", "SIGLIP", "vis", or free ones.  Default: read from the file.
     device : str
+        "cpu", "cuda", or "auto": a GPU if there is one.
 
     Returns
     -------
@@ -49,10 +51,11 @@ def load_model(path_or_state_dict: Any, preset: Any = None, *, device: str = "cp
     DataError
         Keys or shapes that do not match the sizes.
     UsageError
-        The number of heads cannot be known.
+        The number of heads cannot be known; no such device.
     """
     import torch
 
+    place = torch_device(device)
     name = "the state dict"
     card: dict[str, Any] = {}
     if isinstance(path_or_state_dict, Mapping):
@@ -77,7 +80,7 @@ def load_model(path_or_state_dict: Any, preset: Any = None, *, device: str = "cp
             )
     model.load_state_dict({key: value.float() for key, value in state.items()}, strict=True, assign=True)
     model.card = card
-    return model.requires_grad_(False).eval().to(device)
+    return model.requires_grad_(False).eval().to(place)
 
 
 def read_state_dict(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:

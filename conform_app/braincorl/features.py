@@ -26,6 +26,7 @@ import numpy as np
 
 from conform_app.braincorl.checks import check_features, unit_norm
 from conform_app.braincorl.pictures import content_of, moves, read_frames
+from conform_app.devices import torch_device
 from conform_app.errors import CannotCreateError, DataError, FileFaultError, NoInputError, UsageError
 
 
@@ -69,13 +70,14 @@ def open_extractor(spec: str, *, device: str = "cpu", allow_download: bool = Fal
     spec : str
         See `conform_app.braincorl.networks` for the backends and how each names its models.
     device : str
+        "cpu", "cuda", or "auto": a GPU if there is one.
     allow_download : bool
         Whether a library may fetch weights that are not there.
 
     Raises
     ------
     UsageError
-        Unknown backend, or no weights named.
+        Unknown backend or device, or no weights named.
     MissingCommandError
         The library is not installed.
     NoInputError
@@ -85,7 +87,7 @@ def open_extractor(spec: str, *, device: str = "cpu", allow_download: bool = Fal
     """
     from conform_app.braincorl.networks import open_network
 
-    return open_network(spec, device, allow_download)
+    return open_network(spec, str(torch_device(device)), allow_download)
 
 
 def read_features(path: Path | str, *, dataset: str = "features") -> tuple[list[str], np.ndarray]:

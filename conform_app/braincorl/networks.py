@@ -144,7 +144,7 @@ def _extractor(
 
     def encode(prepared: Sequence[Any]) -> np.ndarray:
         x = torch.stack([torch.as_tensor(one) for one in prepared]).to(device)
-        with torch.inference_mode():
+        with torch.inference_mode(), _single_precision():
             return forward(x).flatten(1).float().cpu().numpy()
 
     digest = hashlib.sha256()
@@ -154,6 +154,18 @@ def _extractor(
     name = f"{label} {layer} {digest.hexdigest()[:12]} {_sha(str(preprocessing))}"
     n = encode([prepare(BLANK)]).shape[1]
     return Extractor(name, n, encode, encode_text, prepare, layer)
+
+
+@contextmanager
+def _single_precision() -> Iterator[None]:
+    """Convolutions in full float32: GPUs round to 10 bits by default, and features of a name are to agree."""
+    from torch.backends import cudnn
+
+    before, cudnn.allow_tf32 = cudnn.allow_tf32, False
+    try:
+        yield
+    finally:
+        cudnn.allow_tf32 = before
 
 
 def resize(image: np.ndarray, size: int, crop: float = 0.875) -> np.ndarray:

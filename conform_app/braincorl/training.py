@@ -30,6 +30,7 @@ from conform_app.braincorl.model import BraInCoRL, ModelSizes, as_sizes
 from conform_app.braincorl.participants import Participant, as_participants
 from conform_app.braincorl.prior import Prior, fit_prior
 from conform_app.braincorl.sampling import Batch, RealVoxels, SyntheticVoxels, split_voxels
+from conform_app.devices import torch_device
 from conform_app.errors import CannotCreateError, DataError, UsageError
 
 DRAWS = ("even", "log")
@@ -156,13 +157,26 @@ def leave_one_out(source: Any) -> Iterator[tuple[str, list[Participant], Partici
         yield left.name, [p for p in people if p is not left], left
 
 
-def init_processes() -> tuple[int, int]:
-    """Join the processes that torchrun started, if it did: (rank, number of processes)."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not distributed.is_initialized():
-        distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+def init_processes(device: str) -> tuple[torch.device, int, int]:
+    """Join the processes that torchrun started, if it did.
+
+    Returns
+    -------
+    device : torch.device
+        With several processes "cuda" is a GPU for each, in the order of torchrun's local ranks.
+    rank, n_processes : int
+    """
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    place = torch_device(device)
+    if several and place.type == "cuda" and place.index is None:
+        place = torch_device(f"cuda:{os.environ.get('LOCAL_RANK', '0')}")
+    if several and place.type == "cuda":
+        torch.cuda.set_device(place)  # NCCL works on the current device
+    if several and not distributed.is_initialized():
+        distributed.init_process_group("nccl" if place.type == "cuda" else "gloo")
     if distributed.is_initialized():
-        return distributed.get_rank(), distributed.get_world_size()
-    return 0, 1
+        return place, distributed.get_rank(), distributed.get_world_size()
+    return place, 0, 1
 
 
 def train(
@@ -191,7 +205,8 @@ def train(
     start : BraInCoRL, optional
         Network to start from (fine-tuning).
     device : str
-        On a GPU training runs in bfloat16 autocast.
+        "cpu", "cuda", or "auto": a GPU if there is one.  On a GPU training runs in bfloat16 autocast; the
+        processes of torchrun take one each.
     progress : callable, optional
         Called with a row of the history after each epoch, by the first process.
 
@@ -203,9 +218,11 @@ def train(
     ------
     CannotCreateError
         ``folder`` holds a training of other data or settings.
+    UsageError
+        No such device, or batches that do not divide by the number of processes.
     """
     settings = settings or TrainSettings()
-    rank, n_processes = init_processes()
+    place, rank, n_processes = init_processes(device)
     people, folder, sizes = as_participants(source), Path(folder), as_sizes(sizes)
     if people[0].features.shape[1] != sizes.features:
         raise DataError(
@@ -215,9 +232,7 @@ def train(
         )
     if any(stage.batch % n_processes for stage in settings.stages):
         raise UsageError(f"Batches do not divide by {n_processes} processes.", "Change batch or processes.")
-    run = _Run(
-        people, sizes, folder, settings, prior, start, torch.device(device), rank, n_processes, progress
-    )
+    run = _Run(people, sizes, folder, settings, prior, start, place, rank, n_processes, progress)
     return run.go()
 
 
@@ -317,7 +332,7 @@ class _Run:
 
     def _epoch(self, wrapped, optimiser, number: int, stage: Stage, epoch: int) -> float:
         wrapped.train()
-        total = 0.0
+        total = torch.zeros((), dtype=torch.float64, device=self.device)
         for step in range(stage.steps):
             seeds = [self.settings.seed, number, epoch, step]
             rng = np.random.default_rng(seeds)
@@ -338,8 +353,8 @@ class _Run:
             loss.backward()
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip)
             optimiser.step()
-            total += float(loss.detach())
-        return self._mean(total / stage.steps)
+            total += loss.detach()  # not read here, so that the next batch is drawn while a GPU works
+        return self._mean(float(total) / stage.steps)
 
     @torch.no_grad()
     def _validate(self, number: int, stage: Stage) -> tuple[float, float]:
@@ -396,7 +411,8 @@ class _Run:
         path = self.folder / "last.pt"
         if not path.is_file():
             return None
-        state = torch.load(path, map_location=self.device, weights_only=True)
+        # On the CPU: loading moves what belongs on the device, and AdamW's counts are read there every step.
+        state = torch.load(path, map_location="cpu", weights_only=True)
         if state["identity"] != self.identity:
             raise CannotCreateError(
                 f"{self.folder} holds a training of other participants, sizes or settings.",

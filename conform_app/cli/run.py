@@ -54,6 +54,7 @@ def run(settings: Settings) -> int:
     make_plans(session)
     if settings.run.dry_run:
         return dry_run(session)
+    device = resolve_device(settings.resources.device)
     check_output(
         settings.output_dir, settings.altering(), settings.digest(), overwrite=settings.run.overwrite
     )
@@ -67,7 +68,7 @@ def run(settings: Settings) -> int:
     write_dataset(settings.output_dir, **dataset)
     write_logs(session, final=False)
     try:
-        execute(session, work_dir)
+        execute(session, work_dir, device)
         session.finished = True
     finally:
         records = report(session, session.subjects)
@@ -135,7 +136,7 @@ def dry_run(session: Session) -> int:
     return conclude(session, len(session.plans)) if session.notes else 0
 
 
-def execute(session: Session, work_dir: Path) -> None:
+def execute(session: Session, work_dir: Path, device: str) -> None:
     """Run the workflow of every fit that is not complete yet."""
     from conform_app.bids.derivatives import wanted_products
     from conform_app.bids.record import is_complete
@@ -175,7 +176,7 @@ def execute(session: Session, work_dir: Path) -> None:
             model=settings.model,
             dataset=dataset_facts(session, wanted),
             save_residuals=settings.run.save_residuals,
-            device=resolve_device(settings.resources.device),
+            device=device,
             n_threads=resources.n_threads,
             max_memory=share,
         )
@@ -208,16 +209,20 @@ def resolve_device(wanted: str) -> str:
     Raises
     ------
     UsageError
-        CUDA is asked for and there is none.
+        CUDA is asked for and cannot be used.
     """
     if wanted == "cpu":
         return "cpu"
-    import torch
+    from conform_app.devices import cuda_fault
 
-    if torch.cuda.is_available():
+    fault = cuda_fault()
+    if fault is None:
         return "cuda"
     if wanted == "cuda":
-        raise UsageError("--device cuda: no CUDA device is available.", "Use --device cpu.")
+        raise UsageError(
+            f"--device cuda: no CUDA device is available ({fault}).", "Use --device cpu, or auto."
+        )
+    LOGGER.debug("no CUDA device: %s", fault)
     return "cpu"
 
 

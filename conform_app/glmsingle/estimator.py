@@ -61,7 +61,7 @@ def fit_glmsingle(
     start_times : float or (n_runs,) sequence
         Time of volume 0, s, for `RunTrials` (with slice-timing correction: the reference slice's time).
     device : str
-        Of torch: "cpu", "cuda".
+        "cpu", "cuda", or "auto": a GPU if there is one.
     n_threads : int, optional
         Blocks of voxels worked on at the same time; default as many as torch has threads.
     max_memory : float, optional

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from conform_app.devices import torch_device
 from conform_app.errors import UsageError
 from conform_app.glmsingle import checks
 from conform_app.glmsingle.design import TrialPlan, polynomials
@@ -55,9 +56,7 @@ class Means:
 
         if n_threads is not None and (n_threads < 1 or int(n_threads) != n_threads):
             raise UsageError(f"n_threads is {n_threads}.", "Give a whole number, 1 or more.")
-        place = torch.device(device)
-        if place.type == "cuda" and not torch.cuda.is_available():
-            raise UsageError("No CUDA device is available.", "Use device 'cpu'.")
+        place = torch_device(device)
         workers = torch.get_num_threads() if n_threads is None else int(n_threads)
         return cls(place, workers if place.type == "cpu" else 1, max_memory, progress, store)
 

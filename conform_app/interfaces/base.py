@@ -16,6 +16,7 @@ from nipype.interfaces.base import BaseInterfaceInputSpec, File, SimpleInterface
 from threadpoolctl import threadpool_limits
 
 from conform_app.bids.plan import FitPlan, read_plan
+from conform_app.devices import gpu_memory_said_plainly
 from conform_app.errors import ConformError
 
 
@@ -46,7 +47,7 @@ class FitInterface(SimpleInterface):
     def _run_interface(self, runtime: Any) -> Any:
         plan = read_plan(Path(self.inputs.plan_file))
         try:
-            with threadpool_limits(self.inputs.n_threads):
+            with threadpool_limits(self.inputs.n_threads), gpu_memory_said_plainly():
                 self._results.update(self.work(plan, Path(runtime.cwd)))
         except Exception as error:
             self._note(plan, error)

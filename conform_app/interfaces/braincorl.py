@@ -17,6 +17,7 @@ from nipype.interfaces.base import (
 )
 from threadpoolctl import threadpool_limits
 
+from conform_app.devices import gpu_memory_said_plainly
 from conform_app.errors import ConformError
 
 
@@ -49,7 +50,7 @@ class _Step(SimpleInterface):
         key = self.inputs.key
         outcome = {"key": key, "state": "done"}
         try:
-            with threadpool_limits(self.inputs.n_threads):
+            with threadpool_limits(self.inputs.n_threads), gpu_memory_said_plainly():
                 self.work(Path(runtime.cwd))
         except (ConformError, OSError, MemoryError) as error:
             outcome |= {

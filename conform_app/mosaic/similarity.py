@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from conform_app.devices import torch_device
 from conform_app.errors import DataError
 
 if TYPE_CHECKING:
@@ -94,7 +95,7 @@ class Embeddings:
 def _on(vectors: np.ndarray, device: str) -> torch.Tensor:
     import torch
 
-    return torch.from_numpy(np.ascontiguousarray(vectors, dtype=np.float32)).to(device)
+    return torch.from_numpy(np.ascontiguousarray(vectors, dtype=np.float32)).to(torch_device(device))
 
 
 def _exact(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -120,7 +121,7 @@ def pairs_above(
     threshold : float
         Strict: a pair at the threshold is not above it.
     device : str, default "cpu"
-        Where products are computed (``cuda``: one GPU).
+        Where products are computed (``cuda``: one GPU; ``auto``: a GPU if there is one).
 
     Returns
     -------

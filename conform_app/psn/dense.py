@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 from scipy.linalg import LinAlgError, blas, cho_factor, cho_solve, eigh
 
-from conform_app.errors import UsageError
+from conform_app.devices import torch_device
 
 _BLOCK_VALUES = 1 << 20
 _COLUMNS = 512  # of a block, where a product need not be there as a whole
@@ -155,18 +155,5 @@ def dense_on(device: str) -> Dense:
     """
     if device == "cpu":
         return CPU
-    if device != "auto" and not (isinstance(device, str) and device.split(":")[0] == "cuda"):
-        raise UsageError(f"device = {device!r} is not known.", 'Choose "cpu", "cuda" or "auto".')
-    import torch
-
-    if not torch.cuda.is_available():
-        if device == "auto":
-            return CPU
-        raise UsageError("No CUDA device is available.", "Use device 'cpu'.")
-    try:
-        place = torch.device("cuda" if device == "auto" else device)
-    except RuntimeError as error:
-        raise UsageError(f"device = {device!r} is not known.", 'Choose "cpu", "cuda" or "auto".') from error
-    if (place.index or 0) >= torch.cuda.device_count():
-        raise UsageError(f"There is no {device}.", f"There are {torch.cuda.device_count()} GPUs.")
-    return Dense(place)
+    place = torch_device(device)
+    return CPU if place.type == "cpu" else Dense(place)

@@ -12,6 +12,7 @@ import warnings
 import numpy as np
 from scipy import sparse
 
+from conform_app.devices import torch_device
 from conform_app.errors import DataError, UsageError
 
 _BLOCK_BYTES = 256 * 2**20  # of gathered input per step
@@ -67,14 +68,14 @@ class LinearMap:
         fill : float
             Value of rows without weights.
         device : str
-            "cpu" (scipy), or a torch device.
+            "cpu" (scipy), "cuda", or "auto": a GPU if there is one.
         dtype : dtype
             float32 or float64: of the arithmetic and of the result.
 
         Raises
         ------
         UsageError
-            A dtype that is not float32 or float64, a device that is not there.
+            A dtype that is not float32 or float64, a device that is unknown or not there.
         """
         dtype = np.dtype(dtype)
         if dtype not in (np.float32, np.float64):
@@ -91,13 +92,14 @@ class LinearMap:
 
     def _product(self, device: str, dtype: np.dtype):
         """A function block (n_used, n_maps) -> (n_out, n_maps); the matrix stays on the device."""
-        key = (str(device), dtype)
+        name = "cpu" if str(device) == "cpu" else str(torch_device(device))
+        key = (name, dtype)
         if key not in self._ready:
-            if str(device) == "cpu":
+            if name == "cpu":
                 narrow = self._narrow.astype(dtype)
                 self._ready[key] = lambda block: narrow @ block
             else:
-                self._ready[key] = _torch_product(self._narrow, str(device), dtype)
+                self._ready[key] = _torch_product(self._narrow, name, dtype)
         return self._ready[key]
 
     def __getstate__(self) -> dict:
@@ -108,8 +110,6 @@ def _torch_product(matrix: sparse.csr_matrix, device: str, dtype: np.dtype):
     import torch
 
     where = torch.device(device)
-    if where.type == "cuda" and not torch.cuda.is_available():
-        raise UsageError("No CUDA device is available.", "Use device 'cpu'.")
     kind = torch.float32 if dtype == np.float32 else torch.float64
     with warnings.catch_warnings():
         # torch says once that CSR tensors are in beta; products of one with a dense matrix are all we use.

@@ -123,7 +123,7 @@ class SphereResampler(Stored):
         fill : float
             Value of target vertices without a value.
         device : str
-            "cpu" (scipy) or a torch device such as "cuda".
+            "cpu" (scipy), "cuda", or "auto": a GPU if there is one.
         dtype : dtype
             float32 or float64.
 

@@ -156,7 +156,7 @@ class VolumeToSurface(Stored):
         fill : float
             Value of vertices without a value.
         device : str
-            "cpu" (scipy) or a torch device such as "cuda".
+            "cpu" (scipy), "cuda", or "auto": a GPU if there is one.
         dtype : dtype
             float32 or float64.
 

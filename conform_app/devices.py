@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where arrays are computed: the CPU or a CUDA device, under the same names everywhere.
+
+"cpu", "cuda", one of several GPUs as "cuda:1", or "auto": a GPU if there is one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from conform_app.errors import RunFailed, UsageError
+
+if TYPE_CHECKING:
+    import torch
+
+ADVICE = "Use device 'cpu', or 'auto' for a GPU if there is one."
+
+
+def torch_device(wanted: str | torch.device) -> torch.device:
+    """The device of a name, if it is there.
+
+    Parameters
+    ----------
+    wanted : {"cpu", "cuda", "cuda:1", ..., "auto"}
+
+    Raises
+    ------
+    UsageError
+        An unknown name, or a device that is not there.
+    """
+    import torch
+
+    name = str(wanted)
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        place = torch.device(name)
+    except RuntimeError:
+        place = None
+    if place is None or place.type not in ("cpu", "cuda"):
+        raise UsageError(f"device = {wanted!r} is not known.", 'Choose "cpu", "cuda" or "auto".')
+    if place.type == "cuda" and not torch.cuda.is_available():
+        raise UsageError("No CUDA device is available.", ADVICE)
+    if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
+        raise UsageError(
+            f"There is no {name}.", f"Number of GPUs, counted from 0: {torch.cuda.device_count()}."
+        )
+    return place
+
+
+def cuda_fault() -> str | None:
+    """Why CUDA cannot be used, None if it can; asked in a process of its own.
+
+    A process that has asked CUDA anything cannot fork others that use it, and those that run fits are forked.
+    """
+    import multiprocessing
+    from concurrent.futures import ProcessPoolExecutor
+    from concurrent.futures.process import BrokenProcessPool
+
+    import torch
+
+    if torch.version.cuda is None and getattr(torch.version, "hip", None) is None:
+        return "this build of PyTorch is for CPUs alone"
+    try:
+        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("fork")) as pool:
+            fault = pool.submit(_fault_here).result()
+    except BrokenProcessPool:
+        return "the process that tried it came to a sudden end"
+    if fault is not None and "fork" in fault:  # this process had asked before: nothing is left to spare
+        return _fault_here()
+    return fault
+
+
+@contextmanager
+def gpu_memory_said_plainly() -> Iterator[None]:
+    """Turn what torch raises when a GPU is full into an error with a remedy.
+
+    Raises
+    ------
+    RunFailed
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":
+            raise
+        raise RunFailed("The GPU has no memory left.", "Give fewer --nprocs, or --device cpu.") from error
+
+
+def _fault_here() -> str | None:
+    import torch
+
+    if not torch.cuda.is_available():
+        return "PyTorch finds none"
+    try:  # a driver that is too old, or a GPU that this build has no kernels for, shows here
+        torch.ones(2, device="cuda").sum().item()
+    except RuntimeError as error:
+        return str(error).strip().split("\n")[0]
+    return None
