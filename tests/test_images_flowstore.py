@@ -107,6 +107,16 @@ def test_a_folder_that_cannot_be_written_is_no_crash(tmp_path, store, monkeypatc
     assert fetching.main([]) == 1
 
 
+def test_a_datalad_dataset_is_left_as_it_is(home, store):
+    """There, a file that is not fetched yet is a link that leads nowhere."""
+    place = home / "tpl-MNI152NLin6Asym" / templates.SUBCORTEX
+    place.parent.mkdir(parents=True)
+    place.symlink_to("../.git/annex/objects/nowhere")
+    assert templates.subcortex_labels() is None
+    assert place.is_symlink()
+    assert store.asked == []
+
+
 @pytest.mark.parametrize("address", ["", "nonsense", "http://", "http://127.0.0.1:no"])
 def test_an_address_that_is_none_is_the_default_or_not_reached(address, monkeypatch):
     monkeypatch.setenv(flowstore.STORE, address)

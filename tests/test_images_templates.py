@@ -45,6 +45,20 @@ def put(home, template, name):
     (home / f"tpl-{template}" / name).write_bytes(b"x")
 
 
+@pytest.mark.parametrize("cache", [None, "cache"])
+def test_the_folder_is_the_one_that_templateflow_takes(monkeypatch, tmp_path, cache):
+    from templateflow.conf.env import get_templateflow_home
+
+    monkeypatch.delenv("TEMPLATEFLOW_HOME", raising=False)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    if cache:
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / cache))
+    assert templates.templates_home() == get_templateflow_home()
+    monkeypatch.setenv("TEMPLATEFLOW_HOME", str(tmp_path / "own"))
+    assert templates.templates_home() == get_templateflow_home() == tmp_path / "own"
+
+
 def test_what_is_there_is_not_named_as_missing(offline):
     wanted = templates.wanted_files()
     assert len(set(wanted)) == len(wanted)

@@ -65,11 +65,13 @@ def prepare(home: Path) -> None:
 
 def fetch(home: Path, template: str, name: str) -> bool:
     """Fetch a file of a template into TemplateFlow's folder; tell whether it is there afterwards."""
+    target = home / f"tpl-{template}" / name
+    if target.is_symlink():  # a DataLad dataset, whose files DataLad fetches
+        return False
     try:
         prepare(home)
         with tempfile.TemporaryDirectory(prefix=".conform-", dir=home) as scratch:
             part = _download(Path(scratch), template, name)
-            target = home / f"tpl-{template}" / name
             target.parent.mkdir(exist_ok=True)
             if not _has_content(part):
                 return False

@@ -9,7 +9,6 @@ to draw them. Three file kinds are read: NIfTI volumes (turned to the closest RA
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -278,8 +277,9 @@ def _fsaverage5(side: str, point: np.ndarray) -> Mesh:
 
 def _fslr(side: str, point: np.ndarray) -> Mesh | None:
     """FsLR surface if TemplateFlow already holds it on disk; nothing is downloaded for a picture."""
-    home = os.environ.get("TEMPLATEFLOW_HOME")
-    folder = (Path(home) if home else Path.home() / ".cache" / "templateflow") / "tpl-fsLR"
+    from conform_app.images.templates import templates_home
+
+    folder = templates_home() / "tpl-fsLR"
     for kind in ("veryinflated", "inflated", "midthickness"):
         path = folder / f"tpl-fsLR_den-32k_hemi-{side[0].upper()}_{kind}.surf.gii"
         if path.is_file() and path.stat().st_size > 0:
