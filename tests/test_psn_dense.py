@@ -10,7 +10,7 @@ from psn_cases import relative, simulate
 
 from conform_app.errors import UsageError
 from conform_app.psn import alternation, estimator, fit_gsn, fit_psn, honest
-from conform_app.psn.dense import CPU, Dense, add_product, dense_on, symmetrise
+from conform_app.psn.dense import CPU, Dense, add_product, dense_on, release, symmetrise
 from conform_app.psn.shrinkage import DEFAULT_LEVELS, nll_of_levels
 
 needs_torch = pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="torch is not installed")
@@ -53,6 +53,21 @@ def test_operations(name, dtype):
     np.testing.assert_allclose(dense.variance_along(axes, cov), np.diag(axes.T @ cov @ axes), rtol=1e-10)
 
 
+@pytest.mark.parametrize("n", [1, 255, 256, 257, 600])
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_a_factor_in_the_place_of_a_matrix_leaves_no_trace(n, dtype):
+    rng = np.random.default_rng(n)
+    f = rng.standard_normal((n, n + 5)).astype(dtype)
+    positive = f @ f.T
+    other = positive - 2 * positive.diagonal().max() * np.eye(n, dtype=dtype)
+    for m, expected in ((positive, True), (other, False)):
+        symmetrise(m)
+        before = m.copy()
+        assert CPU.is_positive(m) == expected
+        np.testing.assert_array_equal(m, before)
+    assert release() is None
+
+
 def test_operations_in_place():
     rng = np.random.default_rng(1)
     m, a, b = rng.standard_normal((700, 700)), rng.standard_normal((700, 3)), rng.standard_normal((700, 3))
@@ -70,7 +85,9 @@ def test_few_negative_eigenvalues_are_found_alone():
         w = np.concatenate([lowest, np.geomspace(1e-3, 1e3, 120 - len(lowest))])
         m = (q * w) @ q.T
         m = (m + m.T) / 2
+        before = m.copy()
         values, vectors = alternation.negative_pairs(m)
+        np.testing.assert_allclose(m, before, rtol=0, atol=1e-12)  # it worked in the place of m
         np.testing.assert_allclose(np.sort(values), np.sort(lowest), atol=1e-10)
         np.testing.assert_allclose((vectors * values) @ vectors.T, m - positive_part(m), atol=1e-9)
         got, pairs = alternation.to_psd(m.copy(), few=True)
@@ -188,6 +205,35 @@ def test_memory_of_auto(n_trials):
     tracemalloc.stop()
     assert fit.candidate_errors
     assert peak < 9 * 8 * 600**2 + 2**23
+
+
+@pytest.mark.parametrize("mode", ["gsn", "standard", "wiener", "cv", "auto"])
+def test_memory_of_every_mode(mode):
+    """Seven matrices of units x units beyond the data, the work space of LAPACK included."""
+    n_units = 1200
+    _, data = simulate(n_units, 60, 4, noise=2.0, seed=11)
+    tracemalloc.start()
+    fit = fit_gsn(data) if mode == "gsn" else fit_psn(data, mode=mode)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert (fit if mode == "gsn" else fit.gsn).n_iter == 1  # two rounds, so that the noise was clipped
+    assert peak < 7.02 * 8 * n_units**2
+
+
+def test_raw_covariances_are_kept_by_gsn_alone():
+    _, data = simulate(30, 40, 3, seed=1)
+    gsn = fit_gsn(data)
+    np.testing.assert_array_equal(gsn.noise_var, gsn.noise_cov_raw.diagonal())
+    fit = fit_psn(data)
+    assert fit.gsn.signal_cov_raw is None
+    assert fit.gsn.noise_cov_raw is None
+    np.testing.assert_array_equal(fit.gsn.noise_var, gsn.noise_var)
+    given = fit_psn(data, gsn=gsn)
+    assert given.gsn is gsn
+    data[3] = 7.0
+    left_out = fit_gsn(data)
+    assert left_out.noise_var[3] == 0
+    assert relative(fit_psn(data, gsn=left_out).denoised, fit_psn(data).denoised) < 1e-12
 
 
 @needs_torch

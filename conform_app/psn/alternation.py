@@ -27,7 +27,7 @@ from scipy.linalg import LinAlgError, eigh_tridiagonal
 from scipy.sparse.linalg import ArpackNoConvergence, eigsh
 
 from conform_app.psn import published
-from conform_app.psn.dense import CPU, Dense, add_product, row_blocks, symmetrise
+from conform_app.psn.dense import CPU, Dense, add_product, lent_triangle, release, row_blocks, symmetrise
 
 _MAX_ROUNDS = 100
 _SAME = 0.999  # Pearson r between rounds at which the iteration stops
@@ -82,16 +82,30 @@ def biconvex(
     even = np.ndim(n_averaged) == 0 and n_averaged == t_mean
     if even and dense.is_positive(c_s):
         return Biconvex(c_s, c_n, 0, None)
-    old_s, noise, pairs, clipped = c_s, c_n, None, None
-    n_iter = 0
+    return _rounds(c_n, c_s, n_averaged, t, a, b, even, dense, keep_eig)
+
+
+def _rounds(c_n, c_s, n_averaged, t, a, b, even, dense, keep_eig) -> Biconvex:
+    """Round by round, each name gone before the next arrays need its memory."""
+    signal, noise, old_s, old_n = None, c_n, c_s, c_n
+    pairs, clipped, n_iter = None, None, 0
     for _ in range(_MAX_ROUNDS):
-        if even and n_iter == 1 and not keep_eig and _shortcut_pays(clipped, len(c_n)):
-            signal, pairs = _second_signal(old_s, pairs, clipped, b, t, dense), None
+        shortcut = even and n_iter == 1 and not keep_eig and _shortcut_pays(clipped, len(c_n))
+        pairs = pairs if shortcut else None
+        if n_iter:
+            old_s, old_n = signal.astype(np.float32), noise.astype(np.float32)  # enough for a correlation
+            release()
+        if shortcut:
+            noise = None
+            _add_second_signal(signal, pairs, clipped, b, t, dense)
+            pairs = None
         else:
-            pairs = None  # to give their memory back before the next
-            signal, pairs = to_psd(_less_noise(c_s, c_n, noise, n_averaged), dense)
-        same_s, old_s = _settled(signal, old_s), signal
-        old_n = noise
+            target = _less_noise(c_s, c_n, noise, n_averaged)
+            signal = noise = None
+            signal, pairs = to_psd(target, dense)
+            del target
+        same_s, old_s = _settled(signal, old_s), None
+        release()
         noise, clipped = to_psd(_rest(c_n, c_s, signal, n_averaged, a, b), dense, few=even)
         if same_s and _settled(noise, old_n):
             break
@@ -131,10 +145,10 @@ def nearest_psd(m: np.ndarray) -> tuple[np.ndarray, Pairs | None]:
 
 
 def _less_noise(c_s, c_n, noise, n_averaged) -> np.ndarray:
-    """``cS + (cN - noise) / tau``."""
+    """``cS + (cN - noise) / tau``, in place of the noise where that is not cN itself."""
     if noise is c_n:
         return c_s.copy()
-    out = c_n - noise
+    out = np.subtract(c_n, noise, out=noise)
     out /= n_averaged
     out += c_s
     return out
@@ -171,6 +185,8 @@ def to_psd(m: np.ndarray, dense: Dense = CPU, *, few: bool = False) -> tuple[np.
         pairs = w, v
         good = v[:, : np.count_nonzero(w > 0)] * np.sqrt(w[w > 0])
         m = dense.gram(good)
+        del good
+        release()
         if few:
             pairs = (w[w < 0], v[:, w < 0]) if (w < 0).any() else None
     return m, pairs
@@ -180,7 +196,8 @@ def negative_pairs(m: np.ndarray) -> Pairs | None:
     """Negative eigenvalues and their eigenvectors, if there are few; None if not, or in doubt.
 
     Lanczos iteration on ``(m - sigma)^-1``, where sigma is a little below the lowest eigenvalue.  That none
-    is missing shows in that m has a Cholesky factor once the eigenvalues found change their sign.
+    is missing shows in that m has a Cholesky factor once the eigenvalues found change their sign.  All this
+    happens in the place of m, which afterwards is what it was to rounding.
     """
     start = np.random.RandomState(0).standard_normal(len(m)).astype(m.dtype)
     try:
@@ -189,30 +206,25 @@ def negative_pairs(m: np.ndarray) -> Pairs | None:
         return None
     if lowest >= 0:
         return None
+    v = None
     for margin in (0.1, 1.0):
         sigma = lowest * (1 + margin)
-        shifted = m.copy()
-        shifted[np.diag_indices_from(shifted)] -= sigma
-        try:
-            solve = CPU.solver(shifted)
-        except LinAlgError:
-            continue
+        with lent_triangle(m):
+            m[np.diag_indices_from(m)] -= sigma
+            try:
+                solve = CPU.solver(m)
+            except LinAlgError:
+                continue
+            v = _lanczos(solve, start, -1 / sigma)
         break
-    else:
-        return None
-    v = _lanczos(solve, start, -1 / sigma)
     if v is None:
         return None
-    del solve, shifted
     w, rotation = np.linalg.eigh(v.T @ (m @ v))
     v = v @ rotation
-    flipped = m.copy()
-    add_product(flipped, v * (-2 * w), v)
-    try:
-        CPU.solver(flipped)
-    except LinAlgError:
-        return None
-    return (w, v) if (w < 0).all() else None
+    add_product(m, v * (-2 * w), v)
+    complete = CPU.is_positive(m)
+    add_product(m, v * (2 * w), v)
+    return (w, v) if complete and (w < 0).all() else None
 
 
 def _lanczos(apply, start: np.ndarray, cut: float) -> np.ndarray | None:
@@ -246,16 +258,16 @@ def _shortcut_pays(clipped: Pairs, n: int) -> bool:
     return 2 * _RANK_PER_VECTOR * clipped[0].size <= n
 
 
-def _second_signal(signal: np.ndarray, pairs: Pairs, clipped: Pairs, b: float, t: float, dense: Dense):
-    """The signal's covariance of the second round from that of the first."""
+def _add_second_signal(
+    signal: np.ndarray, pairs: Pairs, clipped: Pairs, b: float, t: float, dense: Dense
+) -> None:
+    """Turn the signal's covariance of the first round into that of the second, in place."""
     w, v = pairs
     mu, y = clipped
     u, w = ((v.T @ y) * np.sqrt(-mu / t)).astype(np.float64), w.astype(np.float64)
     x, k = positive_part_change(np.where(w < 0, w * (1 - b / t), w), u)
     x, k = dense.product(v, x.astype(v.dtype, copy=False)), k.astype(v.dtype, copy=False)
-    out = signal.copy()
-    add_product(out, x @ k, x)
-    return out
+    add_product(signal, x @ k, x)
 
 
 def positive_part_change(w: np.ndarray, u: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -310,7 +322,7 @@ def _settled(new: np.ndarray, old: np.ndarray) -> bool:
 
 def _dot(a: np.ndarray, b: np.ndarray) -> float:
     """Sum of products, in double precision."""
-    if a.dtype == np.float64:
+    if a.dtype == b.dtype == np.float64:
         return np.vdot(a, b)
     return sum(
         np.vdot(a[rows].astype(np.float64), b[rows].astype(np.float64)) for rows in row_blocks(*a.shape)

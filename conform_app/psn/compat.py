@@ -295,7 +295,7 @@ class _Fit:
     def compared(self) -> tuple[Basis, dict]:
         """The better of signal and difference, as a basis of its own, and the record of the choice."""
         fit = GSNResult(
-            self.signal_cov, self.noise_cov, self.signal_cov, self.noise_cov, self.means, self.means,
+            self.signal_cov, self.noise_cov, None, None, self.noise_cov.diagonal(), self.means, self.means,
             1.0, 1.0, 0, self.t, self.t, np.ones(self.means.size, dtype=bool),
         )  # fmt: skip
         scores, cuts = compare_scores(self.x, fit, self.mean, self.t, self.options("compare"))

@@ -25,7 +25,7 @@ from scipy.linalg import helmert
 from conform_app.errors import UsageError
 from conform_app.psn import alternation, published
 from conform_app.psn.alternation import Biconvex, biconvex
-from conform_app.psn.dense import CPU, Dense, add_scaled, dense_on, row_blocks
+from conform_app.psn.dense import CPU, Dense, add_scaled, dense_on, release, row_blocks
 from conform_app.psn.intake import Usable, usable_data
 from conform_app.psn.shrinkage import (
     DEFAULT_LEVELS,
@@ -46,8 +46,10 @@ class GSNResult:
     ----------
     signal_cov, noise_cov : ndarray, (n_units, n_units) float64
         Positive semi-definite estimates (cSb, cNb); rows of units left out are zero.
-    signal_cov_raw, noise_cov_raw : ndarray, (n_units, n_units) float64
-        Before the alternation (cS, cN).
+    signal_cov_raw, noise_cov_raw : ndarray, (n_units, n_units) float64, or None
+        Before the alternation (cS, cN).  None in a fit of PSN, which makes no use of them.
+    noise_var : ndarray, (n_units,) float64
+        Variance of the noise of a single trial, the diagonal of cN.
     signal_mean : ndarray, (n_units,) float64
         Mean over conditions.
     ncsnr : ndarray, (n_units,) float64
@@ -66,8 +68,9 @@ class GSNResult:
 
     signal_cov: np.ndarray
     noise_cov: np.ndarray
-    signal_cov_raw: np.ndarray
-    noise_cov_raw: np.ndarray
+    signal_cov_raw: np.ndarray | None
+    noise_cov_raw: np.ndarray | None
+    noise_var: np.ndarray
     signal_mean: np.ndarray
     ncsnr: np.ndarray
     shrink_noise: float
@@ -151,18 +154,21 @@ def gsn_complete(
     reference: bool = False,
     dense: Dense = CPU,
     keep_eig: bool = True,
+    keep_raw: bool = True,
     dtype: type = np.float64,
 ) -> GSNResult:
     """GSN where a trial is either there for all units or for none.
 
     Grids of a single level fix the shrinkage, which saves the two eigendecompositions of the choice.  Without
-    ``keep_eig`` there is no ``signal_eig``, which may save another.  ``dtype``: of the matrices; single
-    precision is for given levels and `alternation.LARGE` populations.
+    ``keep_eig`` there is no ``signal_eig``, which may save another; without ``keep_raw`` there are no raw
+    covariances.  ``dtype``: of the matrices; single precision is for given levels and `alternation.LARGE`
+    populations.
     """
     n_conditions = usable.there.shape[0]
     factors = factors_of(usable)
     t_min, t_mean, mean = factors.t_min, factors.t_mean, factors.means.mean(axis=1)
     s_n, s_d = _levels(factors, n_conditions, noise_levels, data_levels, reference, dense)
+    release()
     if reference:
         c_n, c_d = published.raw_covariances(usable, factors.means, s_n, s_d)
         c_s = c_d - c_n / t_min
@@ -181,8 +187,9 @@ def gsn_complete(
     return GSNResult(
         signal_cov=fit.signal,
         noise_cov=fit.noise,
-        signal_cov_raw=c_s,
-        noise_cov_raw=c_n,
+        signal_cov_raw=c_s if keep_raw else None,
+        noise_cov_raw=c_n if keep_raw else None,
+        noise_var=c_n.diagonal().copy(),
         signal_mean=mean,
         ncsnr=ncsnr_of(c_s, c_n),
         shrink_noise=s_n,
@@ -390,7 +397,9 @@ def embed(fit: GSNResult, valid: np.ndarray) -> GSNResult:
     n = valid.size
     where = np.ix_(valid, valid)
 
-    def square(c: np.ndarray) -> np.ndarray:
+    def square(c: np.ndarray | None) -> np.ndarray | None:
+        if c is None:
+            return None
         out = np.zeros((n, n))
         out[where] = c
         return out
@@ -405,6 +414,7 @@ def embed(fit: GSNResult, valid: np.ndarray) -> GSNResult:
         noise_cov=square(fit.noise_cov),
         signal_cov_raw=square(fit.signal_cov_raw),
         noise_cov_raw=square(fit.noise_cov_raw),
+        noise_var=vector(fit.noise_var, 0.0),
         signal_mean=vector(fit.signal_mean, np.nan),
         ncsnr=vector(fit.ncsnr, np.nan),
         shrink_noise=fit.shrink_noise,

@@ -8,15 +8,18 @@ two agree to rounding, but for the eigenvectors within a degenerate subspace, wh
 
 from __future__ import annotations
 
+import ctypes
+import functools
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import numpy as np
-from scipy.linalg import LinAlgError, blas, cho_factor, cho_solve, eigh
+from scipy.linalg import LinAlgError, blas, cho_solve, eigh, lapack
 
 from conform_app.devices import torch_device
 
-_BLOCK_VALUES = 1 << 20
-_COLUMNS = 512  # of a block, where a product need not be there as a whole
+_BLOCK_VALUES = 1 << 19
+_COLUMNS = 256  # of a block, where a product need not be there as a whole
 
 
 class Dense:
@@ -57,12 +60,18 @@ class Dense:
         return -w, v
 
     def is_positive(self, m: np.ndarray) -> bool:
-        """Whether a symmetric matrix has a Cholesky factor."""
-        try:
-            self.solver(m.copy())
-        except LinAlgError:
-            return False
-        return True
+        """Whether a symmetric matrix has a Cholesky factor.
+
+        On the CPU the upper triangle gives room to the factor, and is made again from the lower one.
+        """
+        if self.place is not None:
+            try:
+                self.solver(m)
+            except LinAlgError:
+                return False
+            return True
+        with lent_triangle(m):
+            return lower_factor(m)[1] == 0
 
     def solver(self, m: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
         """``z -> m^-1 z`` of a positive definite matrix, which is destroyed, in its precision.
@@ -73,8 +82,10 @@ class Dense:
             If the matrix is not positive definite.
         """
         if self.place is None:
-            factor = cho_factor(m.T, lower=True, overwrite_a=True, check_finite=False)
-            return lambda z: cho_solve(factor, z.astype(m.dtype, copy=False), check_finite=False)
+            factor, failed = lower_factor(m)
+            if failed:
+                raise LinAlgError("The matrix is not positive definite.")
+            return lambda z: cho_solve((factor, True), z.astype(m.dtype, copy=False), check_finite=False)
         import torch
 
         lower, info = torch.linalg.cholesky_ex(self._send(m))
@@ -86,6 +97,11 @@ class Dense:
             return torch.cholesky_solve(columns, lower).cpu().numpy().reshape(z.shape)
 
         return solve
+
+    def parts(self, n: int) -> list[slice]:
+        """Slices over n columns, or rows, of what need not be there as a whole; on a GPU it may."""
+        step = _COLUMNS if self.place is None else n
+        return [slice(start, min(start + step, n)) for start in range(0, n, step)]
 
     def variance_along(self, axes: np.ndarray, cov: np.ndarray) -> np.ndarray:
         """``b' cov b`` of each column of the axes, cov symmetric."""
@@ -110,6 +126,44 @@ class Dense:
 
 
 CPU = Dense()
+
+
+def lower_factor(m: np.ndarray) -> tuple[np.ndarray, int]:
+    """Cholesky factor of the transpose of m, in place of m's upper triangle, and whether that failed."""
+    (potrf,) = lapack.get_lapack_funcs(("potrf",), (m,))
+    return potrf(m.T, lower=True, clean=False, overwrite_a=True)
+
+
+@contextmanager
+def lent_triangle(m: np.ndarray) -> Iterator[None]:
+    """Let the upper triangle and the diagonal of a symmetric matrix be overwritten meanwhile."""
+    diagonal = m.diagonal().copy()
+    try:
+        yield
+    finally:
+        for start in range(0, len(m), _COLUMNS):
+            here, beyond = slice(start, start + _COLUMNS), slice(start + _COLUMNS, None)
+            m[here, beyond] = m[beyond, here].T
+            block = m[here, here]
+            block[:] = np.tril(block) + np.tril(block, -1).T
+        np.fill_diagonal(m, diagonal)
+
+
+def release() -> None:
+    """Give freed memory back to the system.
+
+    Between the n x n arrays of one step and those of the next, glibc keeps holes of up to 32 MB each; at
+    2,000 units they come to two such arrays.  Takes about a millisecond; other C libraries are left alone.
+    """
+    _malloc_trim()(0)
+
+
+@functools.cache
+def _malloc_trim() -> Callable[[int], int]:
+    try:
+        return ctypes.CDLL(None).malloc_trim
+    except (AttributeError, OSError, TypeError):
+        return lambda pad: 0
 
 
 def row_blocks(n: int, width: int) -> Iterator[slice]:

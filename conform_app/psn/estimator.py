@@ -31,7 +31,7 @@ from conform_app.psn.honest import AllTrials
 from conform_app.psn.intake import Usable, as_responses, usable_data
 from conform_app.psn.options import PSNOptions, check_options
 from conform_app.psn.pairwise import gsn_pairwise
-from conform_app.psn.result import Blend, PSNResult, kept_variance, truncate, wiener_operator
+from conform_app.psn.result import WIENER, Blend, PSNResult, kept_variance, truncate
 from conform_app.psn.selection import choose_analytic, compare_bases, ordered_basis
 
 
@@ -129,7 +129,8 @@ def fit_psn(
         grids = [np.array([level]) for level in shrinkage]
         keep = options.basis_name in ("signal", "compare")
         estimate = AllTrials(
-            *shrinkage, functools.cache(lambda: gsn_complete(usable, *grids, dense=dense, keep_eig=keep))
+            *shrinkage,
+            functools.cache(lambda: gsn_complete(usable, *grids, dense=dense, keep_eig=keep, keep_raw=False)),
         )
     mean, whole = _averages(data, usable, pairwise)
     return _fit(data, usable, estimate, mean, whole, options, pairwise, dense)
@@ -170,9 +171,9 @@ def _fit(
         denoiser = Blend(choice.weights, choice.population, choice.units)
         options = replace(options, **denoiser.options())
     if options.criterion == "wiener":
-        denoised, k, kept = _wiener(gsn, t, z, dense)
+        denoised, k, kept = _through(WIENER, axes, gsn, z, dense)
     elif options.criterion == "blend":
-        denoised, k, kept = _blended(denoiser, axes, gsn, t, z, dense)
+        denoised, k, kept = _through(denoiser, axes, gsn, z, dense)
     else:
         if choice is None:
             k = choose_analytic(axes, t, options, groups)
@@ -185,8 +186,12 @@ def _fit(
     else:
         before = kept_variance(axes.axes, axes.axes.shape[1], axes.signal_var, axes.noise_var / t)
     valid = usable.valid
-    full = whole.copy()
-    full[valid] = denoised + m
+    del z
+    denoised += m
+    full = denoised
+    if not valid.all():
+        full = whole.copy()
+        full[valid] = denoised
     return PSNResult(
         denoised=full,
         averages=whole,
@@ -216,26 +221,18 @@ def _fit(
     )
 
 
-def _blended(
-    blend: Blend, axes: Basis, gsn: GSNResult, t: float, z: np.ndarray, dense: Dense
+def _through(
+    blend: Blend, axes: Basis, gsn: GSNResult, z: np.ndarray, dense: Dense
 ) -> tuple[np.ndarray, float, list[np.ndarray]]:
     """Averages through the weighted mean, effective dimensions, signal and noise variance kept per unit."""
-    operator = blend.operator(axes.axes, gsn, t, dense)
-    return _through(operator, gsn, t, z, dense)
-
-
-def _wiener(
-    gsn: GSNResult, t: float, z: np.ndarray, dense: Dense
-) -> tuple[np.ndarray, float, list[np.ndarray]]:
-    """Wiener-filtered averages, effective dimensions, and signal and noise variance kept per unit."""
-    return _through(wiener_operator(gsn.signal_cov, gsn.noise_cov, t, dense), gsn, t, z, dense)
-
-
-def _through(
-    operator: np.ndarray, gsn: GSNResult, t: float, z: np.ndarray, dense: Dense
-) -> tuple[np.ndarray, float, list[np.ndarray]]:
-    kept = [dense.variance_along(operator.T, c) for c in (gsn.signal_cov, gsn.noise_cov)]
-    return dense.product(operator, z), float(np.trace(operator)), [kept[0], kept[1] / t]
+    t = gsn.n_trials
+    denoised, trace, kept = np.empty_like(z), 0.0, [np.empty(len(z)) for _ in range(2)]
+    for rows, part in blend.rows(axes.axes, gsn, t, dense):
+        denoised[rows] = dense.product(part, z)
+        trace += float(np.trace(part, offset=rows.start))
+        for out, cov in zip(kept, (gsn.signal_cov, gsn.noise_cov), strict=True):
+            out[rows] = dense.variance_along(part.T, cov)
+    return denoised, trace, [kept[0], kept[1] / t]
 
 
 def _gsn(
@@ -250,7 +247,7 @@ def _gsn(
         if pairwise:
             return gsn_pairwise(usable, levels, dense=dense)
         keep = options.basis_name in ("signal", "compare")
-        return gsn_complete(usable, levels, levels, dense=dense, keep_eig=keep)
+        return gsn_complete(usable, levels, levels, dense=dense, keep_eig=keep, keep_raw=False)
     if given.valid.size != usable.valid.size or (usable.valid & ~given.valid).any():
         raise UsageError("The GSN result was fitted to other units.", "Fit it to the same data.")
     valid = usable.valid
@@ -261,8 +258,9 @@ def _gsn(
         given,
         signal_cov=given.signal_cov[part],
         noise_cov=given.noise_cov[part],
-        signal_cov_raw=given.signal_cov_raw[part],
-        noise_cov_raw=given.noise_cov_raw[part],
+        signal_cov_raw=None,
+        noise_cov_raw=None,
+        noise_var=given.noise_var[valid],
         signal_mean=given.signal_mean[valid],
         ncsnr=given.ncsnr[valid],
         signal_eig=None,

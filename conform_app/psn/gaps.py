@@ -98,7 +98,7 @@ def choose_blend(
         cross += np.einsum("iuc,uc->ci", guesses, part.weight * part.y)
         power += np.einsum("uc,uc,uc->", part.weight, part.y, part.y)
     weight = sum(part.weight.sum(axis=1) for part in parts)
-    noise = float(weight @ gsn.noise_cov_raw.diagonal())  # of the left-out trials themselves
+    noise = float(weight @ gsn.noise_var)  # of the left-out trials themselves
     weights, totals = _weigh(gram, cross, noise - power)
     errors = {name: float(power + value) / float(weight.sum()) for name, value in totals.items()}
     population, units = pick_population(total.mean(axis=0), options), pick_units(total, options, groups)

@@ -27,7 +27,7 @@ import numpy as np
 from conform_app.psn import crossval
 from conform_app.psn.basis import Basis, make_axes
 from conform_app.psn.covariance import GSNResult, expected_gain, gsn_complete
-from conform_app.psn.dense import CPU, Dense
+from conform_app.psn.dense import CPU, Dense, release, row_blocks
 from conform_app.psn.intake import Usable
 from conform_app.psn.options import PSNOptions
 from conform_app.psn.result import truncate, wiener, wiener_matrix_of
@@ -126,36 +126,44 @@ def choose_blend(
         scheme,
         lambda: (_made(axes).axes, estimate.gsn()),
     )
-    kept, total, last = [], 0.0, (None, None)
+    kept, total = [], 0.0
     for fold in folds:
         b, fit = model_of(fold)
         z, y, _ = crossval.fold_data(usable.x, fold)
         trials = float(fold.train[fold.test.any(axis=1)].sum(axis=1).mean())
-        filtered = wiener(fit.signal_cov, fit.noise_cov, trials, z, dense)
+        filtered = wiener(fit.signal_cov, fit.noise_cov, trials, z, dense).astype(_precision(len(b)))
+        del fit  # each array before the next step needs the memory
         total = crossval.add_curves(total, crossval.unit_curves(b, z, y, dense))
-        if last[0] is not b:  # axes of a fold are of single precision where there are many
-            last = b, b if scheme == "shared" else b.astype(_precision(len(b)))
-        kept.append((last[1], filtered.astype(_precision(len(b)))))
-        del b, fit, filtered, z, y  # before the next fold needs the memory
-    last = model_of = None
+        del z, y
+        if scheme != "shared":  # axes of a fold are of single precision where there are many
+            b = b.astype(_precision(len(b)))
+        if kept and np.array_equal(kept[-1][0], b):
+            b = kept[-1][0]
+        kept.append((b, filtered))
+        del b, filtered
+    model_of = None
     gram, cross = np.zeros((len(usable.there), 3, 3)), np.zeros((len(usable.there), 3))
     weight, power = 0.0, 0.0
     while kept:
+        release()
         fold, (b, filtered) = folds[len(folds) - len(kept)], kept.pop(0)
         z, y, w = crossval.fold_data(usable.x, fold)
         weight, power = weight + w.sum(), power + np.einsum("uc,uc->", y, y)
         cuts = _cuts_of_others(b, z, y, total, len(folds), options, groups, dense)
         b = b.astype(np.float64, copy=False)
-        guesses = np.stack([*(truncate(b, k, z) for k in cuts), filtered])
+        guesses = [*(truncate(b, k, z) for k in cuts), filtered]
+        del b, filtered, z
         tested = fold.test.any(axis=1)
-        gram[tested] += np.einsum("iuc,juc->cij", guesses, guesses)
-        cross[tested] += np.einsum("iuc,uc->ci", guesses, y)
-        del b, filtered, z, y, guesses
+        for rows in row_blocks(len(y), 3 * y.shape[1]):
+            some = np.stack([guess[rows] for guess in guesses])
+            gram[tested] += np.einsum("iuc,juc->cij", some, some)
+            cross[tested] += np.einsum("iuc,uc->ci", some, y[rows])
+        del guesses, y
     population, units = pick_population(total.mean(axis=0), options), pick_units(total, options, groups)
     scale = weight * len(usable.x)
     curve = total.sum(axis=0) / scale
     del total
-    noise = scale * float(estimate.gsn().noise_cov_raw.diagonal().mean())  # of the left-out trials themselves
+    noise = scale * float(estimate.gsn().noise_var.mean())  # of the left-out trials themselves
     weights, totals = _weigh(gram, cross, noise - power)
     errors = {name: float(power + value) / scale for name, value in totals.items()}
     return Choice(population, units, curve, scheme, weights, errors)
@@ -231,12 +239,15 @@ def _made(axes: Basis | Callable[[], Basis]) -> Basis:
 
 
 def _remembered(make: Callable, scheme: str, shared: Callable) -> Callable:
-    """What `make` gives for a fold; folds with the same basis trials follow each other."""
+    """What `make` gives for a fold; folds whose axes come from the same conditions follow each other."""
     last: list = []
 
     def model_of(fold: crossval.Fold):
         if scheme == "shared":
             return shared()
+        release()
+        if scheme == "trials":  # each of its own, which need not outlast it
+            return make(fold)
         if not last or not np.array_equal(last[0][0], fold.basis):
             last.clear()
             last[:] = [(fold.basis, make(fold))]
@@ -282,7 +293,7 @@ def _model_from(
 
 def _suffices(fit: GSNResult, dense: Dense) -> bool:
     """Whether single precision tells quiet units from rounding, and their Wiener filter has a solution."""
-    size = fit.noise_cov_raw.diagonal()
+    size = fit.noise_var
     return bool(size.min() > _QUIETEST * size.max()) and dense.is_positive(
         wiener_matrix_of(fit.signal_cov, fit.noise_cov, fit.n_trials)
     )
@@ -292,7 +303,7 @@ def _refit(
     part: Usable, levels: AllTrials, dense: Dense, *, keep_eig: bool, dtype: type = np.float64
 ) -> GSNResult:
     grids = np.array([levels.shrink_noise]), np.array([levels.shrink_data])
-    return gsn_complete(part, *grids, dense=dense, keep_eig=keep_eig, dtype=dtype)
+    return gsn_complete(part, *grids, dense=dense, keep_eig=keep_eig, keep_raw=False, dtype=dtype)
 
 
 def _precision(n_units: int) -> type:

@@ -119,7 +119,7 @@ def select_units(data: np.ndarray, keep_partial: bool) -> tuple[np.ndarray, np.n
 def _has_noise(data: np.ndarray, units: np.ndarray, trials: np.ndarray | None) -> np.ndarray:
     """True for those of the units whose repeats differ by more than rounding."""
     out = np.zeros(units.size, dtype=bool)
-    step = max(1, (1 << 23) // max(1, data[0].size))
+    step = max(1, (1 << 20) // max(1, data[0].size))
     for start in range(0, units.size, step):
         y = data[units[start : start + step]].astype(np.float64)
         there = ~np.isnan(y) if trials is None else np.broadcast_to(trials, y.shape)

@@ -86,6 +86,7 @@ def gsn_pairwise(
         noise_cov=fit.noise,
         signal_cov_raw=c_s,
         noise_cov_raw=c_n,
+        noise_var=c_n.diagonal().copy(),
         signal_mean=origin,
         ncsnr=ncsnr_of(c_s, c_n),
         shrink_noise=s_n,

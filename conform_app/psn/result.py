@@ -9,6 +9,7 @@ The denoiser is kept as axes B and numbers of dimensions K, never as an n x n ma
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -57,26 +58,36 @@ class Blend:
                 out += part
         return out
 
-    def operator(self, axes: np.ndarray, gsn: GSNResult, n_trials: float, dense: Dense = CPU) -> np.ndarray:
-        """The n x n matrix of the same, in which row u makes unit u."""
-        out = np.zeros((len(axes), len(axes)))
-        if self.weights[2] > 0:
-            solve = dense.solver(wiener_matrix_of(gsn.signal_cov, gsn.noise_cov, n_trials))
-            for columns in row_blocks(len(axes), max(len(axes), 8192)):
-                some = np.zeros_like(out[:, columns])
-                some[columns] = np.eye(some.shape[1])
-                out[:, columns] = dense.product(gsn.signal_cov, self.weights[2] * solve(some))
-            del solve
+    def rows(
+        self, axes: np.ndarray, gsn: GSNResult, n_trials: float, dense: Dense = CPU
+    ) -> Iterator[tuple[slice, np.ndarray]]:
+        """The n x n matrix of the same, in which row u makes unit u, as blocks of rows."""
+        filters = self.weights[2] > 0
+        solve = dense.solver(wiener_matrix_of(gsn.signal_cov, gsn.noise_cov, n_trials)) if filters else None
         cuts = self.population if self.weights[0] > 0 else 0, self.units if self.weights[1] > 0 else 0
         most = int(max(np.max(cut, initial=0) for cut in cuts))
         order = np.arange(most)
-        for rows in row_blocks(len(axes), max(len(axes), 8192)):
-            part = np.zeros((len(out[rows]), most))
+        for rows in dense.parts(len(axes)):
+            # A and cSb are symmetric: rows of cSb A^-1 are columns of A^-1 cSb.
+            part = np.zeros((len(axes[rows]), most))
             for weight, cut in zip(self.weights, cuts, strict=False):
                 part += weight * (order < np.broadcast_to(cut, len(axes))[rows, None])
             part *= axes[rows, :most]
-            out[rows] += dense.product(part, axes[:, :most].T)
+            out = dense.product(part, axes[:, :most].T)
+            if solve is not None:
+                out += self.weights[2] * solve(gsn.signal_cov[:, rows]).T
+            yield rows, out
+
+    def operator(self, axes: np.ndarray, gsn: GSNResult, n_trials: float, dense: Dense = CPU) -> np.ndarray:
+        """The n x n matrix as a whole."""
+        out = np.empty((len(axes), len(axes)))
+        for rows, part in self.rows(axes, gsn, n_trials, dense):
+            out[rows] = part
         return out
+
+
+WIENER = Blend(np.array([0.0, 0.0, 1.0]), 0, np.empty(0, dtype=int))
+"""The Wiener filter alone."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -228,7 +239,7 @@ class PSNResult:
         if self.blend is not None:
             return self.blend.operator(self.axes, self.gsn, self.n_trials)
         if self.criterion == "wiener":
-            return wiener_operator(self.gsn.signal_cov, self.gsn.noise_cov, self.n_trials)
+            return WIENER.operator(self.axes, self.gsn, self.n_trials)
         k = self.threshold[self.valid] if isinstance(self.threshold, np.ndarray) else self.threshold
         return truncate(self.axes, k, np.eye(len(self.axes)))
 
@@ -264,13 +275,6 @@ def wiener(
     """``cSb A^-1 z`` with ``A = cSb + cNb / T``; see `wiener_matrix_of`."""
     solve = dense.solver(wiener_matrix_of(signal_cov, noise_cov, n_trials))
     return dense.product(signal_cov, solve(z))
-
-
-def wiener_operator(
-    signal_cov: np.ndarray, noise_cov: np.ndarray, n_trials: float, dense: Dense = CPU
-) -> np.ndarray:
-    """``cSb A^-1``; as A and cSb are symmetric, the transpose of ``A^-1 cSb``."""
-    return dense.solver(wiener_matrix_of(signal_cov, noise_cov, n_trials))(signal_cov).T
 
 
 def wiener_matrix_of(signal_cov: np.ndarray, noise_cov: np.ndarray, n_trials: float) -> np.ndarray:

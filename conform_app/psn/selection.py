@@ -11,7 +11,7 @@ import numpy as np
 
 from conform_app.psn.basis import Basis, make_basis, measured_signal, order_of, variance_along
 from conform_app.psn.covariance import GSNResult
-from conform_app.psn.dense import CPU, Dense
+from conform_app.psn.dense import CPU, Dense, release
 from conform_app.psn.intake import Usable
 from conform_app.psn.options import PSNOptions
 from conform_app.psn.result import truncate
@@ -42,6 +42,7 @@ def ordered_basis(
 ) -> Basis:
     """The axes asked for, in the order in which they are kept."""
     kind = options.basis if isinstance(options.basis, str) else options.basis[usable.valid]
+    release()
     b = make_basis(
         kind, gsn.signal_cov, gsn.noise_cov, mean, gsn.n_trials, signal_eig=gsn.signal_eig, dense=dense
     )

@@ -22,7 +22,7 @@ import numpy as np
 from conform_app.errors import DataError
 from conform_app.psn.covariance import GSNResult, biconvex, contrasts_and_means
 from conform_app.psn.crossval import averages
-from conform_app.psn.dense import CPU, Dense
+from conform_app.psn.dense import CPU, Dense, symmetrise
 from conform_app.psn.intake import Usable
 from conform_app.psn.shrinkage import best_level, held_out_mask
 
@@ -127,14 +127,17 @@ class Span:
             into = self.vectors / self.root
             c_n += (1 - s_n) * (into.T @ self.noise_product @ into)
             c_d += (1 - s_d) * (into.T @ self.data_product @ into)
+        symmetrise(c_n)
+        symmetrise(c_d)
         t_mean = max(counts[counts > 1].sum() / n_conditions, 1.0)
         c_s = c_d - c_n / t_min
         fit = biconvex(c_n, c_s, c_d, t_min, t_mean, n_conditions, dense=dense)
         return GSNResult(
             signal_cov=fit.signal,
             noise_cov=fit.noise,
-            signal_cov_raw=c_s,
-            noise_cov_raw=c_n,
+            signal_cov_raw=None,
+            noise_cov_raw=None,
+            noise_var=c_n.diagonal().copy(),
             signal_mean=mean,
             ncsnr=np.zeros(self.root.size),
             shrink_noise=s_n,
