@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import nibabel as nib
@@ -19,8 +20,10 @@ import torch
 from glmsingle_cases import load_input
 from gpu_cases import KINDS, device, same
 from psn_cases import relative, simulate
+from scipy import sparse
 from simulated_gpu import simulated_gpu
 from small_dataset import make_dataset
+from small_surfaces import COMMON
 from surface_cases import OBLIQUE, SHAPE, fsaverage5, icosphere, rotation, signal, waves
 
 from conform_app.braincorl import unit_norm
@@ -30,7 +33,7 @@ from conform_app.glmsingle.problem import Problem
 from conform_app.mosaic import resolve_duplicates, split_stimuli
 from conform_app.mosaic.similarity import nearest, pairs_above
 from conform_app.psn import fit_gsn, fit_parcels, fit_psn, fit_wide
-from conform_app.surface import SphereResampler, VolumeToSurface
+from conform_app.surface import SphereResampler, VolumeToSurface, linear
 
 
 @pytest.fixture(params=KINDS)
@@ -195,6 +198,22 @@ def test_sphere_to_sphere(gpu, method):
     same(masked.apply(maps, device="cuda", fill=-1), masked.apply(maps, fill=-1), 1e-5, 1e-5)
 
 
+@pytest.mark.parametrize("place", ["cpu", "cpu:0", "cuda"])
+def test_a_matrix_in_any_order(place):
+    """As scipy's products are, and with a weight in two parts."""
+    with device("simulated") if place == "cuda" else nullcontext():
+        weights = sparse.csr_matrix(
+            (np.array([0.5, 0.25, 0.25, 1.0]), np.array([3, 0, 3, 1]), np.array([0, 3, 3, 4])), (3, 4)
+        )
+        carry = linear.LinearMap(weights)
+        maps = np.arange(8.0).reshape(4, 2)
+        want = [[0.75 * 6, 0.75 * 7 + 0.25], [-1, -1], [2, 3]]
+        for _ in range(2):
+            got = carry(lambda used, a, b: maps[used, a:b], 2, fill=-1, device=place, dtype=np.float64)
+            np.testing.assert_allclose(got, want, rtol=1e-12)
+        np.testing.assert_array_equal(weights.indices, [3, 0, 3, 1])
+
+
 # mosaic
 
 
@@ -290,3 +309,29 @@ def test_participant_level(kind, device, nprocs, dataset, on_the_cpu, tmp_path, 
     assert len(there) == 50
     for name, values in on_the_cpu.items():
         same(there[name].astype(float), values.astype(float), 1e-3, 1e-3, name)
+
+
+@pytest.mark.parametrize("of", ["timeseries", "betas"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_surface_step(kind, of, balls, fslr_home, tmp_path, monkeypatch):
+    """Volumes carried to the cortex and on to a template, before the GLM or after it."""
+    monkeypatch.setenv("TEMPLATEFLOW_HOME", str(fslr_home))
+    made, products = {}, []
+    make = linear._torch_product
+    monkeypatch.setattr(linear, "_torch_product", lambda *args: products.append(args[1]) or make(*args))
+    if kind == "simulated":
+        monkeypatch.setattr("conform_app.images.templates.online", lambda: False)
+        monkeypatch.setattr("conform_app.reports.build_report", lambda *args, **kwargs: None)
+    for place in ("cpu", "cuda"):
+        argv = [balls, tmp_path / place, "participant", "-w", tmp_path / f"work-{place}", *COMMON]
+        argv += ["--output-spaces", "fsLR:den-32k", "--surface-of", of, "--device", place]
+        with simulated_gpu() if kind == "simulated" else nullcontext():
+            assert (main if kind == "simulated" else in_a_process)(list(map(str, argv))) == 0
+        made[place] = {path.name: nib.load(path) for path in (tmp_path / place).rglob("*.gii")}
+    assert made["cuda"].keys() == made["cpu"].keys()
+    assert len(made["cpu"]) > 10
+    for name, image in made["cpu"].items():
+        for here, there in zip(image.darrays, made["cuda"][name].darrays, strict=True):
+            same(there.data.astype(float), here.data.astype(float), 1e-3, 1e-3, name)
+    if kind == "simulated":  # betas are carried by scipy
+        assert products == (["cuda"] if of == "timeseries" else [])

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 from copy import deepcopy
 from dataclasses import replace
 from importlib.util import find_spec
@@ -29,9 +30,13 @@ from conform_app.braincorl import (
 )
 from conform_app.braincorl.model import BraInCoRL
 from conform_app.braincorl.networks import _extractor, resize
-from conform_app.encode.job import plan_encoding
+from conform_app.cli.run import resolve_device
+from conform_app.encode.job import plan_encoding, write_job
 from conform_app.encode.model import model_target
 from conform_app.encode.prepare import open_prepared, prepare, prepared_folder
+from conform_app.encode.seal import describe_dataset
+from conform_app.workflows.encode import init_encode_wf
+from conform_app.workflows.execute import read_plugin, run_workflow
 
 SIZES = ModelSizes(8, 16, 2, 16, 2, 2)
 
@@ -167,7 +172,7 @@ def test_features(gpu, spec, tmp_path):
     here, there = open_extractor(opened), open_extractor(opened, device="cuda")
     assert there.name == here.name
     same(there(images), here(images), 1e-4, 1e-5)
-    if here.encode_text is not None and backend == "transformers":
+    if here.encode_text is not None:
         prompts = ["a face", "a house by the sea"]
         same(there.encode_text(prompts), here.encode_text(prompts), 1e-4, 1e-5)
 
@@ -218,6 +223,33 @@ def test_encoding_models(gpu, tmp_path):
     spread = np.nanstd(weights[0])
     same(weights[1], weights[0], 0, 0.1 * spread)
     assert np.isfinite(weights[1]).sum() > 0
+
+
+def test_encoding_models_in_two_processes(tmp_path):
+    """Forked from one that made the job: nothing in it may have asked for CUDA."""
+    torch.manual_seed(0)
+    model = BraInCoRL(ModelSizes(E, 20, layers=1, ffn=16, registers=2, heads=2, block=16))
+    path = save_model(model, tmp_path / "network.safetensors")
+    make_collection(tmp_path)
+    options = {"encode": "transformer", "encode_model": str(path), "encode_context": (20,)}
+    with simulated_gpu() as state:
+        job = make_job(tmp_path, **options, encode_target=("sub-01_TWO",))
+        job = replace(job, device=resolve_device("auto"))
+        plan = plan_encoding(job)
+        describe_dataset(job, {"a": 1}, "abcd", overwrite=False)
+        workflow = init_encode_wf(
+            people=list(plan.people),
+            targets=[target.key for target in plan.targets],
+            job_file=write_job(job, plan, tmp_path / "work"),
+            work_dir=tmp_path / "work",
+            log_dir=tmp_path / "log",
+        )
+        plugin = read_plugin(None, 2, 2 << 30)
+        assert run_workflow(workflow, plugin=plugin, log_dirs=[tmp_path / "log"]) == []
+        assert state.asked_in is None
+    outcomes = [json.loads(file.read_text()) for file in (tmp_path / "work").rglob("outcome.json")]
+    assert {outcome["state"] for outcome in outcomes} == {"done"}
+    assert list(job.root.rglob("sub-TWO01*transformer*"))
 
 
 # copies between the devices

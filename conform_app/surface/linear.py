@@ -110,6 +110,8 @@ def _torch_product(matrix: sparse.csr_matrix, device: str, dtype: np.dtype):
     import torch
 
     where = torch.device(device)
+    matrix = matrix.copy()
+    matrix.sum_duplicates()  # sorts as well; torch takes nothing else, scipy's products are in any order
     kind = torch.float32 if dtype == np.float32 else torch.float64
     with warnings.catch_warnings():
         # torch says once that CSR tensors are in beta; products of one with a dense matrix are all we use.
