@@ -50,6 +50,18 @@ def torch_device(wanted: str | torch.device) -> torch.device:
     return place
 
 
+def in_bfloat16(precision: str, place: torch.device) -> bool:
+    """Whether "auto", "float32" or "bfloat16" means bfloat16 on a device.
+
+    "auto" does on GPUs that multiply in it: NVIDIA's from Ampere (2020) on, AMD's.  Others would imitate it.
+    """
+    import torch
+
+    if precision != "auto" or place.type != "cuda":
+        return precision == "bfloat16"
+    return bool(getattr(torch.version, "hip", None)) or torch.cuda.get_device_capability(place)[0] >= 8
+
+
 def cuda_fault() -> str | None:
     """Why CUDA cannot be used, None if it can; asked in a process of its own.
 

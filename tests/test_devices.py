@@ -16,7 +16,7 @@ from conform_app import devices
 from conform_app.braincorl import BraInCoRL, ModelSizes, TrainSettings, load_model, open_extractor, train
 from conform_app.cli import main
 from conform_app.cli.run import resolve_device
-from conform_app.devices import cuda_fault, torch_device
+from conform_app.devices import cuda_fault, in_bfloat16, torch_device
 from conform_app.errors import RunFailed, UsageError
 from conform_app.glmsingle import fit_glmsingle
 from conform_app.interfaces.reliability import Reliability
@@ -93,6 +93,21 @@ def test_names():
         assert dense_on("cpu") is CPU
         with pytest.raises(UsageError, match="There is no cuda:1"):
             torch_device("cuda:1")
+
+
+def test_bfloat16_where_a_gpu_multiplies_in_it():
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    with simulated_gpu(), pytest.MonkeyPatch.context() as patch:
+        for capability, pays in (((7, 5), False), ((8, 0), True), ((12, 0), True)):
+            patch.setattr(torch.cuda, "get_device_capability", lambda place, found=capability: found)
+            assert in_bfloat16("auto", cuda) == pays
+            assert in_bfloat16("bfloat16", cuda)
+            assert not in_bfloat16("float32", cuda)
+        patch.setattr(torch.cuda, "get_device_capability", lambda place: (6, 1))
+        patch.setattr(torch.version, "hip", "6.0")
+        assert in_bfloat16("auto", cuda)
+    assert in_bfloat16("bfloat16", cpu)
+    assert not in_bfloat16("auto", cpu)
 
 
 def test_asking_leaves_the_process_free_to_fork():

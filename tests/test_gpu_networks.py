@@ -84,8 +84,13 @@ def test_network_over_voxels(gpu, network, tmp_path):
     for _ in range(2):  # the second time from the file
         got = transformer_weights(there, x, y, precision="float32", keep_at=kept)
         same(got, want, 1e-4, 1e-5)
-    half = transformer_weights(there, x, y)
+    half = transformer_weights(there, x, y, precision="bfloat16")
     assert not np.array_equal(half, want, equal_nan=True)
+    if gpu == "simulated":
+        same(transformer_weights(there, x, y), half, 0)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(torch.cuda, "get_device_capability", lambda place: (7, 5))
+            same(transformer_weights(there, x, y), want, 1e-4, 1e-5)
     assert np.nanmax(np.abs(half - want)) < 0.1 * np.nanstd(want)
     for layer in (None, 1):
         same(

@@ -17,6 +17,7 @@ import numpy as np
 
 from conform_app.braincorl.checks import check_betas, check_features
 from conform_app.braincorl.model import BraInCoRL, ModelSizes
+from conform_app.devices import in_bfloat16
 from conform_app.errors import CannotCreateError, UsageError
 
 MEMORY = 2 * 1024**3
@@ -52,8 +53,9 @@ def transformer_weights(
     block : int, optional
         Voxels at a time; default: as ``memory`` (bytes) allows, at most 256.
     precision : {"auto", "float32", "bfloat16"}
-        "auto": bfloat16 on a GPU, float32 elsewhere.  On CPUs that multiply in bfloat16 (AVX-512 BF16, AMX)
-        bfloat16 is some three times as fast; weights differ by about 1 % of their spread.
+        "auto": bfloat16 on a GPU that multiplies in it (NVIDIA's from Ampere on), float32 elsewhere.  On CPUs
+        that do (AVX-512 BF16, AMX) bfloat16 is some three times as fast; weights differ by about 1 % of their
+        spread.
     keep_at : path, optional
         ``.npy`` file that holds the weights as they come; a run that was cut off goes on from it.
     progress : callable (done, total), optional
@@ -70,7 +72,7 @@ def transformer_weights(
     if precision not in ("auto", "float32", "bfloat16"):
         raise UsageError(f"Precision {precision!r} is not known.", "Give auto, float32 or bfloat16.")
     device = next(model.parameters()).device
-    half = precision == "bfloat16" or (precision == "auto" and device.type == "cuda")
+    half = in_bfloat16(precision, device)
     out = _open(keep_at, model, features, betas, half)
     todo = np.flatnonzero(valid & np.isnan(out[:, -1]))
     block = block or min(256, voxels_per_block(model.sizes, len(features), memory))

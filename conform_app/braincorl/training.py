@@ -30,7 +30,7 @@ from conform_app.braincorl.model import BraInCoRL, ModelSizes, as_sizes
 from conform_app.braincorl.participants import Participant, as_participants
 from conform_app.braincorl.prior import Prior, fit_prior
 from conform_app.braincorl.sampling import Batch, RealVoxels, SyntheticVoxels, split_voxels
-from conform_app.devices import torch_device
+from conform_app.devices import in_bfloat16, torch_device
 from conform_app.errors import CannotCreateError, DataError, UsageError
 
 DRAWS = ("even", "log")
@@ -109,8 +109,8 @@ class TrainSettings:
         Largest norm of a gradient.
     seed : int
     precision : {"auto", "float32", "bfloat16"}
-        Of the matrix products.  "auto": bfloat16 on a GPU, float32 elsewhere; bfloat16 also pays on a CPU
-        that multiplies in it.
+        Of the matrix products.  "auto": bfloat16 on a GPU that multiplies in it, float32 elsewhere; it also
+        pays on a CPU that multiplies in it.
     """
 
     stages: tuple[Stage, ...] = (
@@ -205,8 +205,7 @@ def train(
     start : BraInCoRL, optional
         Network to start from (fine-tuning).
     device : str
-        "cpu", "cuda", or "auto": a GPU if there is one.  On a GPU training runs in bfloat16 autocast; the
-        processes of torchrun take one each.
+        "cpu", "cuda", or "auto": a GPU if there is one.  Processes of torchrun take a GPU each.
     progress : callable, optional
         Called with a row of the history after each epoch, by the first process.
 
@@ -374,8 +373,7 @@ class _Run:
 
     def _loss(self, model, tensors):
         x, y, queries, target = tensors
-        wanted = self.settings.precision
-        half = wanted == "bfloat16" or (wanted == "auto" and self.device.type == "cuda")
+        half = in_bfloat16(self.settings.precision, self.device)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
             predicted, _ = model(x, y, queries)
         return torch.nn.functional.mse_loss(predicted.float(), target), predicted, target
