@@ -103,9 +103,13 @@ def test_missing_templates_spheres_and_meshes_have_a_remedy(balls, tmp_path, cap
     )
     assert run(*argv, "fsLR:den-32k") == 66
     last = capsys.readouterr().err.strip().splitlines()[-1]
-    assert "python -c \"import templateflow.api as t; t.get('fsLR', density='32k'" in last
+    command = "On a machine with network: python -m conform_app.images.fetching"
+    assert "the sphere of fsLR:den-32k is not in" in last
+    assert command in last
     assert run(*argv, "fsaverage:den-41k") == 66
-    assert "t.get('fsaverage', density='41k', suffix=['sphere'])" in capsys.readouterr().err
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "the sphere of fsaverage:den-41k is not in" in last
+    assert command in last
     assert run(*argv, "fsaverage:den-7k") == 64
     assert "Densities of fsaverage: 3k, 10k, 41k, 164k" in capsys.readouterr().err
     assert run(*argv, "fsaverage:den-10k") == 0  # what nilearn ships is enough
