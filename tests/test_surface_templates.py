@@ -92,7 +92,7 @@ def test_every_space_is_reached_from_fsaverage5(home, in_mni, tmp_path, monkeypa
 
 
 def test_surfaces_of_the_target_come_first(home, in_mni, tmp_path, monkeypatch, capsys):
-    """Average surfaces of 41k that are there are used, with their own sphere, for that density alone."""
+    """Average surfaces that are there are used with their own sphere: the target's, else the densest."""
     own = tmp_path / "templates"
     shutil.copytree(home, own)
     for hemi in "LR":
@@ -105,7 +105,9 @@ def test_surfaces_of_the_target_come_first(home, in_mni, tmp_path, monkeypatch, 
     assert run(*argv, "fsaverage:den-41k") == 0
     assert "coarser" not in "".join(capsys.readouterr())
     assert run(*argv, "fsLR:den-32k") == 0
-    assert "den-10k, coarser than the target" in "".join(capsys.readouterr())
+    assert "coarser" not in "".join(capsys.readouterr())
+    assert run(*argv, "fsaverage:den-164k") == 0
+    assert "den-41k, coarser than the target" in "".join(capsys.readouterr())
     # one hemisphere of it is not enough
     (own / "tpl-fsaverage" / "tpl-fsaverage_hemi-R_den-41k_pial.surf.gii").unlink()
     assert run(*argv, "fsaverage:den-41k") == 0

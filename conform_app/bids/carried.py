@@ -162,7 +162,7 @@ def _group_halves(fit: Fit, density: str) -> tuple[list[HemiPlan], str, str, str
             "Preprocess into T1w space for fsnative, or choose fsaverage or fsLR.",
         )
     own = density if fit.space == "fsaverage" else "164k"
-    mesh, pair = _group_mesh(dict.fromkeys([own, "164k", "10k"]))
+    mesh, pair = _group_mesh(dict.fromkeys([own, "164k", "41k", "10k"]))
     halves = []
     for hemi, files in pair.items():
         wall = templates.medial_wall("fsaverage", hemi)
