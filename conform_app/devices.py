@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from conform_app.errors import RunFailed, UsageError
@@ -62,8 +63,24 @@ def in_bfloat16(precision: str, place: torch.device) -> bool:
     return bool(getattr(torch.version, "hip", None)) or torch.cuda.get_device_capability(place)[0] >= 8
 
 
-def cuda_fault() -> str | None:
-    """Why CUDA cannot be used, None if it can; asked in a process of its own.
+@dataclass(frozen=True)
+class CudaState:
+    """What CUDA said.
+
+    Attributes
+    ----------
+    fault : str or None
+        Why it cannot be used; None if it can.
+    free : int
+        Bytes that are free on the GPU.
+    """
+
+    fault: str | None
+    free: int = 0
+
+
+def ask_cuda() -> CudaState:
+    """Whether CUDA can be used, asked in a process of its own.
 
     A process that has asked CUDA anything cannot fork others that use it, and those that run fits are forked.
     """
@@ -74,15 +91,15 @@ def cuda_fault() -> str | None:
     import torch
 
     if torch.version.cuda is None and getattr(torch.version, "hip", None) is None:
-        return "this build of PyTorch is for CPUs alone"
+        return CudaState("this build of PyTorch is for CPUs alone")
     try:
         with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("fork")) as pool:
-            fault = pool.submit(_fault_here).result()
+            state = pool.submit(_ask_here).result()
     except BrokenProcessPool:
-        return "the process that tried it came to a sudden end"
-    if fault is not None and "fork" in fault:  # this process had asked before: nothing is left to spare
-        return _fault_here()
-    return fault
+        return CudaState("the process that tried it came to a sudden end")
+    if "fork" in (state.fault or ""):  # this process had asked before: nothing is left to spare
+        return _ask_here()
+    return state
 
 
 @contextmanager
@@ -101,13 +118,13 @@ def gpu_memory_said_plainly() -> Iterator[None]:
         raise RunFailed("The GPU has no memory left.", "Give fewer --nprocs, or --device cpu.") from error
 
 
-def _fault_here() -> str | None:
+def _ask_here() -> CudaState:
     import torch
 
     if not torch.cuda.is_available():
-        return "PyTorch finds none"
+        return CudaState("PyTorch finds none")
     try:  # a driver that is too old, or a GPU that this build has no kernels for, shows here
         torch.ones(2, device="cuda").sum().item()
+        return CudaState(None, torch.cuda.mem_get_info()[0])
     except RuntimeError as error:
-        return str(error).strip().split("\n")[0]
-    return None
+        return CudaState(str(error).strip().split("\n")[0])

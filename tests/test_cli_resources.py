@@ -28,6 +28,14 @@ def test_one_fit_gets_all_threads_and_many_fits_share_them(monkeypatch):
     assert (given.nprocs, given.n_threads, given.memory) == (2, 3, 1 << 30)
 
 
+def test_fits_at_once_share_a_gpu(monkeypatch):
+    monkeypatch.setattr(resources, "available_cpus", lambda: 8)
+    for free, at_once in ((24 << 30, 6), (80 << 30, 8), (2 << 30, 1)):
+        found = resources.resolve_resources(ResourceSettings(), 20, free)
+        assert (found.nprocs, found.n_threads) == (at_once, 8 // at_once)
+    assert resources.resolve_resources(ResourceSettings(nprocs=8), 20, 2 << 30).nprocs == 8
+
+
 @pytest.mark.parametrize("name", ["nprocs", "omp_nthreads"])
 def test_less_than_one_is_refused(name):
     with pytest.raises(UsageError, match="Give 1 or more"):

@@ -9,14 +9,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from simulated_gpu import simulated_gpu
+from simulated_gpu import MEMORY, simulated_gpu
 from small_dataset import make_dataset
 
 from conform_app import devices
 from conform_app.braincorl import BraInCoRL, ModelSizes, TrainSettings, load_model, open_extractor, train
 from conform_app.cli import main
 from conform_app.cli.run import resolve_device
-from conform_app.devices import cuda_fault, in_bfloat16, torch_device
+from conform_app.devices import CudaState, ask_cuda, in_bfloat16, torch_device
 from conform_app.errors import RunFailed, UsageError
 from conform_app.glmsingle import fit_glmsingle
 from conform_app.interfaces.reliability import Reliability
@@ -112,15 +112,15 @@ def test_bfloat16_where_a_gpu_multiplies_in_it():
 
 def test_asking_leaves_the_process_free_to_fork():
     with simulated_gpu() as state:
-        assert resolve_device("auto") == resolve_device("cuda") == "cuda"
+        assert resolve_device("auto") == resolve_device("cuda") == ("cuda", MEMORY)
         assert state.asked_in is None
-        assert resolve_device("cpu") == "cpu"
+        assert resolve_device("cpu") == ("cpu", None)
 
 
 def test_a_process_that_has_asked_before_is_asked_again():
     with simulated_gpu():
         assert torch.cuda.is_available()
-        assert cuda_fault() is None
+        assert ask_cuda() == CudaState(None, MEMORY)
 
 
 @pytest.mark.parametrize("fault", ["none", "kernel", "crash"])
@@ -137,14 +137,14 @@ def test_a_gpu_that_does_not_work(fault):
             patch.setattr(torch.cuda, "is_available", lambda: False)
         patch.setattr(torch, "ones", ones)
         said = {"none": "finds none", "kernel": "no kernel image", "crash": "sudden end"}[fault]
-        assert resolve_device("auto") == "cpu"
+        assert resolve_device("auto") == ("cpu", None)
         with pytest.raises(UsageError, match=f"no CUDA device is available .*{said}") as caught:
             resolve_device("cuda")
         assert "further" not in str(caught.value)
 
 
 def test_the_command_line_says_it_before_it_writes(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(devices, "cuda_fault", lambda: "PyTorch finds none")
+    monkeypatch.setattr(devices, "ask_cuda", lambda: CudaState("PyTorch finds none"))
     root = make_dataset(tmp_path / "ds", n_runs=2)
     argv = [root, tmp_path / "out", "participant", "--skip-bids-validation", "--device", "cuda"]
     assert main(list(map(str, argv))) == UsageError.exit_code == 64
@@ -155,7 +155,7 @@ def test_the_command_line_says_it_before_it_writes(tmp_path, monkeypatch, capsys
 
 def test_a_gpu_without_memory_left_is_said_plainly(tmp_path, monkeypatch):
     def work(self, plan, cwd):
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
     monkeypatch.setattr(
         "conform_app.interfaces.base.read_plan", lambda path: SimpleNamespace(name="fit", subject="01")

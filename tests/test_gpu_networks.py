@@ -239,7 +239,7 @@ def test_encoding_models_in_two_processes(tmp_path):
     options = {"encode": "transformer", "encode_model": str(path), "encode_context": (20,)}
     with simulated_gpu() as state:
         job = make_job(tmp_path, **options, encode_target=("sub-01_TWO",))
-        job = replace(job, device=resolve_device("auto"))
+        job = replace(job, device=resolve_device("auto")[0])
         plan = plan_encoding(job)
         describe_dataset(job, {"a": 1}, "abcd", overwrite=False)
         workflow = init_encode_wf(

@@ -71,6 +71,7 @@ def run_encode(session: Session) -> None:
     store = _store(settings)
     if settings.encode.encode == "none" or settings.group.merge_step == "participants" or store is None:
         return
+    from conform_app.cli.run import resolve_device
     from conform_app.encode.given import digest, open_grid
     from conform_app.encode.job import plan_encoding, write_job
     from conform_app.encode.prepare import prepared_folder
@@ -79,7 +80,8 @@ def run_encode(session: Session) -> None:
     from conform_app.workflows.encode import init_encode_wf
     from conform_app.workflows.execute import read_plugin, run_workflow
 
-    job = _job(settings, store)
+    device, gpu_free = resolve_device(settings.resources.device)
+    job = _job(settings, store, device)
     plan = plan_encoding(job)
     collection = Collection.open(store)
     open_grid(job.geometry, collection.n_vertices)  # what every participant would fail at
@@ -99,7 +101,7 @@ def run_encode(session: Session) -> None:
     log_dir.mkdir(parents=True, exist_ok=True)
     folder = Path(job.scratch).parent / f"encode-{session.run_uuid}"
     folder.mkdir(parents=True, exist_ok=True)
-    resources = resolve_resources(settings.resources, max(1, len(todo)))
+    resources = resolve_resources(settings.resources, max(1, len(todo)), gpu_free)
     people = [key for key in needed if not (prepared_folder(job, plan, key) / "done.json").is_file()]
     workflow = init_encode_wf(
         people=people,
@@ -152,9 +154,8 @@ def _store(settings: Settings) -> Path | None:
     return store if store is not None and (store / "manifest.json").is_file() else None
 
 
-def _job(settings: Settings, store: Path) -> EncodeJob:
+def _job(settings: Settings, store: Path, device: str = "cpu") -> EncodeJob:
     from conform_app.bids.naming import group_name
-    from conform_app.cli.run import resolve_device
     from conform_app.encode.job import EncodeJob
 
     summary = json.loads((settings.output_dir / group_name("summary")).read_text(encoding="utf-8"))
@@ -166,7 +167,7 @@ def _job(settings: Settings, store: Path) -> EncodeJob:
         scratch=str(work_dir / "encode-responses"),
         settings=settings.encode,
         geometry=tuple(tuple(files) for files in summary.get("geometry") or ()),
-        device=resolve_device(settings.resources.device),
+        device=device,
         memory=settings.resources.mem or (2 << 30),
     )
 

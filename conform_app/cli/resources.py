@@ -11,6 +11,8 @@ from pathlib import Path
 from conform_app.errors import CannotCreateError, UsageError
 from conform_app.settings import ResourceSettings
 
+GPU_SHARE = 4 << 30
+"""Bytes of a GPU that a fit may take: working arrays (2 GiB at most), and as much again for copies and CUDA."""
 CGROUP = Path("/sys/fs/cgroup")
 
 
@@ -33,8 +35,15 @@ class Resources:
     memory: int
 
 
-def resolve_resources(settings: ResourceSettings, n_fits: int) -> Resources:
+def resolve_resources(settings: ResourceSettings, n_fits: int, gpu_free: int | None = None) -> Resources:
     """Return what a run of so many fits uses.
+
+    Parameters
+    ----------
+    settings : ResourceSettings
+    n_fits : int
+    gpu_free : int, optional
+        Bytes that are free on the GPU that all of them use: bounds the fits at once unless the user does.
 
     Raises
     ------
@@ -47,6 +56,8 @@ def resolve_resources(settings: ResourceSettings, n_fits: int) -> Resources:
             raise UsageError(f"--{name.replace('_', '-')} is {value}.", "Give 1 or more.")
     cpus = settings.nprocs or available_cpus()
     at_once = max(1, min(cpus, n_fits))
+    if gpu_free is not None and settings.nprocs is None:
+        at_once = max(1, min(at_once, gpu_free // GPU_SHARE))
     threads = settings.omp_nthreads or max(1, cpus // at_once)
     return Resources(at_once, threads, settings.mem or int(0.8 * available_memory()))
 

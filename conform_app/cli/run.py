@@ -54,7 +54,7 @@ def run(settings: Settings) -> int:
     make_plans(session)
     if settings.run.dry_run:
         return dry_run(session)
-    device = resolve_device(settings.resources.device)
+    device, gpu_free = resolve_device(settings.resources.device)
     check_output(
         settings.output_dir, settings.altering(), settings.digest(), overwrite=settings.run.overwrite
     )
@@ -68,7 +68,7 @@ def run(settings: Settings) -> int:
     write_dataset(settings.output_dir, **dataset)
     write_logs(session, final=False)
     try:
-        execute(session, work_dir, device)
+        execute(session, work_dir, device, gpu_free)
         session.finished = True
     finally:
         records = report(session, session.subjects)
@@ -136,7 +136,7 @@ def dry_run(session: Session) -> int:
     return conclude(session, len(session.plans)) if session.notes else 0
 
 
-def execute(session: Session, work_dir: Path, device: str) -> None:
+def execute(session: Session, work_dir: Path, device: str, gpu_free: int | None) -> None:
     """Run the workflow of every fit that is not complete yet."""
     from conform_app.bids.derivatives import wanted_products
     from conform_app.bids.record import is_complete
@@ -158,7 +158,7 @@ def execute(session: Session, work_dir: Path, device: str) -> None:
             todo.setdefault(plan.subject, []).append(plan)
     if not todo:
         return
-    resources = resolve_resources(settings.resources, sum(map(len, todo.values())))
+    resources = resolve_resources(settings.resources, sum(map(len, todo.values())), gpu_free)
     share = resources.memory / resources.nprocs
     for plan in (p for plans in todo.values() for p in plans if p.memory > share):
         LOGGER.warning(
@@ -203,8 +203,8 @@ def dataset_facts(session: Session, wanted: tuple[str, ...]) -> dict[str, Any]:
     }
 
 
-def resolve_device(wanted: str) -> str:
-    """Return ``cpu`` or ``cuda``.
+def resolve_device(wanted: str) -> tuple[str, int | None]:
+    """Return ``cpu`` or ``cuda``, and the bytes that are free on the GPU.
 
     Raises
     ------
@@ -212,18 +212,18 @@ def resolve_device(wanted: str) -> str:
         CUDA is asked for and cannot be used.
     """
     if wanted == "cpu":
-        return "cpu"
-    from conform_app.devices import cuda_fault
+        return "cpu", None
+    from conform_app.devices import ask_cuda
 
-    fault = cuda_fault()
-    if fault is None:
-        return "cuda"
+    state = ask_cuda()
+    if state.fault is None:
+        return "cuda", state.free
     if wanted == "cuda":
         raise UsageError(
-            f"--device cuda: no CUDA device is available ({fault}).", "Use --device cpu, or auto."
+            f"--device cuda: no CUDA device is available ({state.fault}).", "Use --device cpu, or auto."
         )
-    LOGGER.debug("no CUDA device: %s", fault)
-    return "cpu"
+    LOGGER.debug("no CUDA device: %s", state.fault)
+    return "cpu", None
 
 
 def reports_only(session: Session) -> int:

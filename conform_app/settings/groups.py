@@ -297,7 +297,7 @@ class ResourceSettings:
 
     nprocs: int | None = option(
         None,
-        "processes at once (default: the CPUs that this process may use)",
+        "processes at once (default: the CPUs that this process may use; on a GPU 4 GiB of it for each)",
         flags=("--nthreads", "--n-cpus", "--n_cpus"),
         kind="int",
         metavar="N",
