@@ -107,6 +107,8 @@ def test_glmsingle_with_regressors_and_odd_voxels(gpu):
 
 # psn
 
+ROUNDING = {"simulated": 1e-6, "cuda": 1e-4}  # relative; a GPU's factorisations are other ones
+
 
 @pytest.mark.parametrize(
     "options",
@@ -124,8 +126,8 @@ def test_psn(gpu, options, kind):
         data[:, ::7, 2] = np.nan
     data = data.astype(np.float32) if kind == "float32" else data
     here, there = fit_psn(data, **options), fit_psn(data, device="cuda", **options)
-    assert relative(there.denoised, here.denoised) < 1e-6
-    assert relative(there.kept_noise, here.kept_noise) < 1e-5
+    assert relative(there.denoised, here.denoised) < ROUNDING[gpu]
+    assert relative(there.kept_noise, here.kept_noise) < 10 * ROUNDING[gpu]
     assert there.criterion == here.criterion
 
 
@@ -136,7 +138,7 @@ def test_psn_with_gaps(gpu, mode):
     gaps[:, :, :2] = False
     data[gaps] = np.nan
     here, there = (fit_psn(data, mode=mode, uneven="missing", device=d) for d in ("cpu", "cuda"))
-    assert relative(there.denoised, here.denoised) < 1e-6
+    assert relative(there.denoised, here.denoised) < ROUNDING[gpu]
 
 
 def test_gsn(gpu):
@@ -144,8 +146,8 @@ def test_gsn(gpu):
     data.flags.writeable = False
     for options in ({}, {"shrink": False}, {"reference": True}, {"uneven": "missing"}):
         here, there = fit_gsn(data, **options), fit_gsn(data, device="cuda", **options)
-        assert relative(there.signal_cov, here.signal_cov) < 1e-8
-        assert relative(there.noise_cov, here.noise_cov) < 1e-8
+        assert relative(there.signal_cov, here.signal_cov) < ROUNDING[gpu] / 100
+        assert relative(there.noise_cov, here.noise_cov) < ROUNDING[gpu] / 100
 
 
 @pytest.mark.parametrize("mode", ["wiener", "standard", "conservative", "aggressive"])
@@ -154,8 +156,8 @@ def test_gsn(gpu):
 def test_psn_of_all_units_at_once(gpu, mode, shape, shrink):
     _, data = simulate(*shape, seed=4)
     here, there = (fit_wide(data, mode=mode, shrink=shrink, device=d) for d in ("cpu", "cuda"))
-    assert relative(there.denoised, here.denoised) < 1e-6
-    assert relative(there.kept_signal, here.kept_signal) < 1e-6
+    assert relative(there.denoised, here.denoised) < ROUNDING[gpu]
+    assert relative(there.kept_signal, here.kept_signal) < ROUNDING[gpu]
 
 
 @pytest.mark.parametrize("n_jobs", [1, 3])
@@ -167,7 +169,7 @@ def test_psn_by_parcels(gpu, n_jobs):
             fit_parcels(data.astype(np.float32), parcel, n_jobs=n_jobs, mode=mode, device=d)
             for d in ("cpu", "cuda")
         )
-        assert relative(there.denoised, here.denoised) < 1e-5
+        assert relative(there.denoised, here.denoised) < 10 * ROUNDING[gpu]
         assert there.account == here.account
 
 

@@ -12,7 +12,7 @@ from conform_app.errors import CannotCreateError, UsageError
 from conform_app.settings import ResourceSettings
 
 GPU_SHARE = 4 << 30
-"""Bytes of a GPU that a fit may take: working arrays (2 GiB at most), and as much again for copies and CUDA."""
+"""Bytes of a GPU that a fit may take: working arrays (2 GiB at most), as much again for copies and CUDA."""
 CGROUP = Path("/sys/fs/cgroup")
 
 
