@@ -15,7 +15,7 @@ from small_dataset import make_dataset
 from conform_app import devices
 from conform_app.braincorl import BraInCoRL, ModelSizes, TrainSettings, load_model, open_extractor, train
 from conform_app.cli import main
-from conform_app.cli.run import resolve_device
+from conform_app.cli.resources import resolve_device
 from conform_app.devices import CudaState, ask_cuda, in_bfloat16, torch_device
 from conform_app.errors import RunFailed, UsageError
 from conform_app.glmsingle import fit_glmsingle
@@ -143,10 +143,15 @@ def test_a_gpu_that_does_not_work(fault):
         assert "further" not in str(caught.value)
 
 
-def test_the_command_line_says_it_before_it_writes(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("level", ["participant", "group"])
+def test_the_command_line_says_it_before_it_writes(tmp_path, monkeypatch, capsys, level):
     monkeypatch.setattr(devices, "ask_cuda", lambda: CudaState("PyTorch finds none"))
     root = make_dataset(tmp_path / "ds", n_runs=2)
-    argv = [root, tmp_path / "out", "participant", "--skip-bids-validation", "--device", "cuda"]
+    argv = [root, tmp_path / "out", level, "--skip-bids-validation", "--device", "cuda"]
+    if level == "group":
+        features = tmp_path / "features.npz"
+        features.touch()
+        argv += ["--encode", "stacked", "--features", features]
     assert main(list(map(str, argv))) == UsageError.exit_code == 64
     last = capsys.readouterr().err.strip().splitlines()[-1]
     assert last.startswith("conform: error: --device cuda: no CUDA device is available")

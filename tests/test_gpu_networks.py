@@ -30,7 +30,7 @@ from conform_app.braincorl import (
 )
 from conform_app.braincorl.model import BraInCoRL
 from conform_app.braincorl.networks import _extractor, resize
-from conform_app.cli.run import resolve_device
+from conform_app.cli.resources import resolve_device
 from conform_app.encode.job import plan_encoding, write_job
 from conform_app.encode.model import model_target
 from conform_app.encode.prepare import open_prepared, prepare, prepared_folder

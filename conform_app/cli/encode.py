@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from conform_app.cli.resources import default_work_dir, resolve_resources
+from conform_app.cli.resources import default_work_dir, resolve_device, resolve_resources
 from conform_app.cli.session import LOGGER, Session
 from conform_app.errors import NoInputError, UsageError
 from conform_app.settings import Settings
@@ -26,7 +26,7 @@ def check_encode(settings: Settings) -> None:
     Raises
     ------
     UsageError
-        Options that do not go together.
+        Options that do not go together, or a device that is not there.
     NoInputError
         A file that is not there.
     """
@@ -44,6 +44,8 @@ def check_encode(settings: Settings) -> None:
     for name, path in given:
         if path is not None and not Path(path).is_file():
             raise NoInputError(f"--{name.replace('_', '-')}: there is no {path}.", "Correct the path.")
+    if settings.resources.device == "cuda":
+        resolve_device("cuda")
 
 
 def list_encoding(settings: Settings) -> str:
@@ -71,7 +73,6 @@ def run_encode(session: Session) -> None:
     store = _store(settings)
     if settings.encode.encode == "none" or settings.group.merge_step == "participants" or store is None:
         return
-    from conform_app.cli.run import resolve_device
     from conform_app.encode.given import digest, open_grid
     from conform_app.encode.job import plan_encoding, write_job
     from conform_app.encode.prepare import prepared_folder

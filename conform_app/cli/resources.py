@@ -8,6 +8,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from conform_app.cli.session import LOGGER
 from conform_app.errors import CannotCreateError, UsageError
 from conform_app.settings import ResourceSettings
 
@@ -137,3 +138,26 @@ def temporary_folder() -> Path:
 
 def _user() -> int:
     return os.getuid() if hasattr(os, "getuid") else 0
+
+
+def resolve_device(wanted: str) -> tuple[str, int | None]:
+    """Return ``cpu`` or ``cuda``, and the bytes that are free on the GPU.
+
+    Raises
+    ------
+    UsageError
+        CUDA is asked for and cannot be used.
+    """
+    if wanted == "cpu":
+        return "cpu", None
+    from conform_app.devices import ask_cuda
+
+    state = ask_cuda()
+    if state.fault is None:
+        return "cuda", state.free
+    if wanted == "cuda":
+        raise UsageError(
+            f"--device cuda: no CUDA device is available ({state.fault}).", "Use --device cpu, or auto."
+        )
+    LOGGER.debug("no CUDA device: %s", state.fault)
+    return "cpu", None

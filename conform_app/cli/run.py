@@ -12,9 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from conform_app import __version__
-from conform_app.cli.resources import default_work_dir, prepare_environment, resolve_resources
+from conform_app.cli.resources import (
+    default_work_dir,
+    prepare_environment,
+    resolve_device,
+    resolve_resources,
+)
 from conform_app.cli.session import LOGGER, Session, conclude, start_logging, write_logs
-from conform_app.errors import ConformError, NoInputError, UsageError
+from conform_app.errors import ConformError, NoInputError
 from conform_app.settings import Settings
 
 
@@ -201,29 +206,6 @@ def dataset_facts(session: Session, wanted: tuple[str, ...]) -> dict[str, Any]:
         "study": {name: value for name, value in asdict(settings.study).items() if value is not None},
         "version": __version__,
     }
-
-
-def resolve_device(wanted: str) -> tuple[str, int | None]:
-    """Return ``cpu`` or ``cuda``, and the bytes that are free on the GPU.
-
-    Raises
-    ------
-    UsageError
-        CUDA is asked for and cannot be used.
-    """
-    if wanted == "cpu":
-        return "cpu", None
-    from conform_app.devices import ask_cuda
-
-    state = ask_cuda()
-    if state.fault is None:
-        return "cuda", state.free
-    if wanted == "cuda":
-        raise UsageError(
-            f"--device cuda: no CUDA device is available ({state.fault}).", "Use --device cpu, or auto."
-        )
-    LOGGER.debug("no CUDA device: %s", state.fault)
-    return "cpu", None
 
 
 def reports_only(session: Session) -> int:
