@@ -36,6 +36,18 @@ def test_each_parcel_is_the_exact_fit(options):
     )
 
 
+def test_models_need_not_be_kept():
+    _, data = simulate(30, 40, 3)
+    parcel = np.arange(30) % 2
+    kept, bare = (fit_parcels(data, parcel, mode="auto", keep_models=keep) for keep in (True, False))
+    np.testing.assert_array_equal(bare.denoised, kept.denoised)
+    np.testing.assert_array_equal(bare.removed_noise, kept.removed_noise)
+    assert bare.account == kept.account
+    assert bare.models == ()
+    with pytest.raises(UsageError):
+        bare.apply(data[:, :, 0])
+
+
 def test_a_parcel_without_usable_units_is_left_alone():
     _, data = simulate(20, 30, 3)
     data[:5] = 7.0

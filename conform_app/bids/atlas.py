@@ -15,15 +15,14 @@ from pathlib import Path
 import numpy as np
 
 from conform_app.bids.plan import FitPlan, analysis_points
+from conform_app.bids.psncost import SPAN_MODES
 from conform_app.errors import DataError, UsageError
 from conform_app.settings import ModelSettings
 
-SPAN_MODES = ("wiener", "standard", "conservative", "aggressive")
-"""Modes that take any number of voxels at once, in the span of the trials."""
 MAX_WHOLE = 4000
-"""Voxels that the other modes take at once: seven matrices of this size are 0.9 GB."""
+"""Voxels that the other modes take at once: eight matrices of this size are 1.0 GB."""
 MAX_SPAN = 6000
-"""Trials (or voxels, if these are fewer) that span modes take at once: twelve such matrices are 3.5 GB."""
+"""Trials (or voxels, if these are fewer) that span modes take at once: 13 such matrices are 3.7 GB."""
 
 
 def atlas_files(words: Sequence[str]) -> tuple[str, ...]:

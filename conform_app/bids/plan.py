@@ -87,8 +87,8 @@ class FitPlan:
         Stimulus of each condition.
     stim_column : str
         The events' column that named the stimuli.
-    memory : int
-        Estimated peak, bytes.
+    memory, memory_glm : int
+        Estimated peak of all steps, on one thread, and of those before PSN, bytes.
     warnings : tuple of str
     participant : dict of str to str
         Age, sex and the like, as ``participants.tsv`` has them.
@@ -119,6 +119,7 @@ class FitPlan:
     surface: SurfacePlan | None = None
     participant: dict[str, str] = field(default_factory=dict)
     atlas: tuple[str, ...] = ()
+    memory_glm: int = 0
 
     @property
     def tasks(self) -> tuple[str, ...]:

@@ -5,7 +5,8 @@ Times.  Volume k is taken to show the brain at ``start_time + k TR`` on the cloc
 ``StartTime`` (which fMRIPrep writes after slice-timing correction), else 0.
 
 Memory.  The GLM holds the runs (float32), the betas of four types and about as much again in work space; the
-step that carries volumes to a surface may need more (`conform_app.bids.carrycost`).
+step that carries volumes to a surface may need more (`conform_app.bids.carrycost`), and so may PSN
+(`conform_app.bids.psncost`).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from conform_app.bids.carried import plan_surface
 from conform_app.bids.carrycost import points_fitted, surface_memory
 from conform_app.bids.inputs import Fit, RunInput
 from conform_app.bids.plan import FitPlan, RunPlan
+from conform_app.bids.psncost import psn_memory
 from conform_app.bids.trials import TrialTable, build_trials
 from conform_app.errors import DataError
 from conform_app.settings import EventSettings, ModelSettings
@@ -224,7 +226,8 @@ def _completed(plan: FitPlan, model: ModelSettings) -> FitPlan:
         n_voxels = plan.surface.n_target
     if not plan.repeats_across_runs:
         _without_repeats(plan, model, told)
-    return replace(plan, n_voxels=n_voxels, memory=memory, warnings=(*plan.warnings, *told))
+    plan = replace(plan, n_voxels=n_voxels, memory_glm=memory, warnings=(*plan.warnings, *told))
+    return replace(plan, memory=max(memory, psn_memory(plan, model, BASE_MEMORY)))
 
 
 def _without_repeats(plan: FitPlan, model: ModelSettings, told: list[str]) -> None:

@@ -144,6 +144,8 @@ def dry_run(session: Session) -> int:
 def execute(session: Session, work_dir: Path, device: str, gpu_free: int | None) -> None:
     """Run the workflow of every fit that is not complete yet."""
     from conform_app.bids.derivatives import wanted_products
+    from conform_app.bids.planning import BASE_MEMORY
+    from conform_app.bids.psncost import psn_memory
     from conform_app.bids.record import is_complete
     from conform_app.workflows.execute import locked, read_plugin, run_workflow
     from conform_app.workflows.participant import init_participant_wf
@@ -165,13 +167,16 @@ def execute(session: Session, work_dir: Path, device: str, gpu_free: int | None)
         return
     resources = resolve_resources(settings.resources, sum(map(len, todo.values())), gpu_free)
     share = resources.memory / resources.nprocs
-    for plan in (p for plans in todo.values() for p in plans if p.memory > share):
-        LOGGER.warning(
-            "%s may need %.1f GiB, its share of --mem is %.1f GiB",
-            plan.name,
-            plan.memory / 2**30,
-            share / 2**30,
-        )
+    for plan in (p for plans in todo.values() for p in plans):
+        of_psn = psn_memory(plan, settings.model, BASE_MEMORY, resources.n_threads)
+        if (peak := max(plan.memory, of_psn)) > share:
+            LOGGER.warning(
+                "%s may need %.1f GiB%s, its share of --mem is %.1f GiB",
+                plan.name,
+                peak / 2**30,
+                " (PSN)" if peak > plan.memory_glm else "",
+                share / 2**30,
+            )
     log_dirs = {subject: session.log_dir(subject) for subject in todo}
     with locked(work_dir, sorted(todo)):
         workflow = init_participant_wf(

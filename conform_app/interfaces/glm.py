@@ -50,7 +50,7 @@ class GLMsingle(FitInterface):
     ) -> tuple[dict[str, np.ndarray | None], dict[str, Any]]:
         """Arrays and document of the fit; in memory, or from disk to disk where it would not fit."""
         limit = self.inputs.max_memory or None  # undefined is false
-        on_disk = limit is not None and plan.memory > limit
+        on_disk = limit is not None and plan.memory_glm > limit
         data = load_runs(plan, tuple(self.inputs.model["confounds"]), scratch if on_disk else None)
         result = fit_glmsingle(
             data.bold,

@@ -11,8 +11,9 @@ import numpy as np
 from nipype.interfaces.base import File, InputMultiObject, traits
 from threadpoolctl import threadpool_limits
 
-from conform_app.bids.atlas import SPAN_MODES, check_whole, labels_of
+from conform_app.bids.atlas import check_whole, labels_of
 from conform_app.bids.plan import FitPlan, point_coordinates
+from conform_app.bids.psncost import SPAN_MODES
 from conform_app.images.arrays import load_arrays, load_meta, save_arrays
 from conform_app.interfaces.base import FitInterface, PlanInputSpec
 from conform_app.interfaces.reliability import z_scored
@@ -45,8 +46,9 @@ class PSNDenoise(FitInterface):
         glm_type = model["psn_type"] if model["psn_type"] in types else types[-1]
         stored = load_arrays(Path(self.inputs.glm_file), f"betas_{glm_type}", "valid", "points")
         valid = stored["valid"]
-        scores, mean, sd = scaled(stored[f"betas_{glm_type}"][valid], plan, model["psn_scale"])
+        scores, mean, sd = scaled(stored.pop(f"betas_{glm_type}")[valid], plan, model["psn_scale"])
         repeats = arrange_repeats(scores, plan.condition, n_conditions=len(plan.conditions))
+        del scores
         parcel, parcels = choose_parcels(plan, stored["points"], valid, model)
         options = {"mode": model["psn"], "device": self.inputs.device}
         if model["psn"] == "cv":
@@ -54,11 +56,13 @@ class PSNDenoise(FitInterface):
         wide = parcels["kind"] == "none" and model["psn"] in SPAN_MODES
         n_jobs = self.inputs.n_threads
 
-        def denoise(data: np.ndarray, parcel: np.ndarray) -> ParcelFit | WideFit:
-            return fit_wide(data, **options) if wide else fit_parcels(data, parcel, n_jobs=n_jobs, **options)
+        def denoise(data: np.ndarray, parcel: np.ndarray, keep: bool = False) -> ParcelFit | WideFit:
+            if wide:
+                return fit_wide(data, **options)
+            return fit_parcels(data, parcel, n_jobs=n_jobs, keep_models=keep, **options)
 
         with threadpool_limits(n_jobs if wide else 1):  # blocks side by side, each on one thread
-            fit = denoise(repeats, parcel)
+            fit = denoise(repeats, parcel, keep=True)
             test = held_out(repeats, parcel, denoise)
         arrays = in_unit_of_betas(fit, mean, sd) | {"parcel": parcel, "valid": valid, "mean": mean, "sd": sd}
         arrays |= {"reliability": test.reliability, "reliability_before": test.before}

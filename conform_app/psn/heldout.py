@@ -86,7 +86,7 @@ def held_out(
         settings = options
 
         def options(data: np.ndarray, parcel: np.ndarray) -> Any:
-            return fit_parcels(data, parcel, n_jobs=n_jobs, **settings)
+            return fit_parcels(data, parcel, n_jobs=n_jobs, keep_models=False, **settings)
 
     there = 2 * np.isfinite(repeats).sum(axis=0) >= len(repeats)
     rank = np.cumsum(there, axis=1) - 1

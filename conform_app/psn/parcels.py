@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.linalg import eigh
 
-from conform_app.errors import DataError
+from conform_app.errors import DataError, UsageError
 from conform_app.psn.estimator import fit_psn
 from conform_app.psn.intake import as_responses
 from conform_app.psn.result import PSNResult, truncate
@@ -92,7 +92,7 @@ class ParcelFit:
     valid : ndarray, (n_units,) bool
     parcel : ndarray, (n_units,) int
     models : tuple of ParcelModel
-        None for parcels without any usable unit, which are left as they are.
+        None for parcels without any usable unit, which are left as they are; empty where they are not kept.
     basis, criterion, level : str
         Of the first parcel.
     account : tuple of str
@@ -114,7 +114,15 @@ class ParcelFit:
     account: tuple[str, ...]
 
     def apply(self, responses: np.ndarray) -> np.ndarray:
-        """Denoise other responses (n_units, m) of the same units."""
+        """Denoise other responses (n_units, m) of the same units.
+
+        Raises
+        ------
+        UsageError
+            If the models were not kept.
+        """
+        if not self.models:
+            raise UsageError("The models of the parcels were not kept.", "Fit with keep_models=True.")
         out = np.array(responses, dtype=np.float64)
         for number, model in enumerate(self.models):
             here = self.parcel == number
@@ -128,6 +136,7 @@ def fit_parcels(
     parcel: np.ndarray,
     *,
     n_jobs: int = 1,
+    keep_models: bool = True,
     progress: Callable[[str, int, int], None] | None = None,
     **options,
 ) -> ParcelFit:
@@ -141,6 +150,8 @@ def fit_parcels(
         Parcel of each unit, 0 to the number of parcels minus one.
     n_jobs : int
         Parcels at once (threads; give the linear algebra one thread each).
+    keep_models : bool, default True
+        Keep what applies the fit to other responses.
     progress : callable, optional
         Called with ("PSN", parcels done, parcels in all).
     **options
@@ -149,8 +160,9 @@ def fit_parcels(
     Returns
     -------
     ParcelFit
-        Peak memory beside the data: the results, and for each job seven n x n arrays and three copies of the
-        data of one parcel of n units, all in double precision.
+        Peak memory beside the data: the results; for each job eight n x n arrays and three copies of the data
+        of one parcel of n units, in double precision; the models, n x n in single precision for each parcel,
+        twice that for a Wiener filter or a weighted mean.
 
     Raises
     ------
@@ -168,7 +180,7 @@ def fit_parcels(
     out |= {name: np.full(len(data), np.nan, np.float32) for name in (*_UNIT_FIELDS, "n_dims")}
     out["valid"] = np.zeros(len(data), dtype=bool)
 
-    def work(number: int) -> tuple[ParcelModel, PSNResult] | str:
+    def work(number: int) -> tuple[ParcelModel | None, tuple, int, float] | str:
         here = np.flatnonzero(parcel == number)
         if not here.size:
             return f"Parcel {number + 1} has no unit."
@@ -181,7 +193,7 @@ def fit_parcels(
             out[name][here] = getattr(fit, name)
         out["n_dims"][here] = np.where(fit.valid, fit.threshold, np.nan)
         said = fit.basis_name, fit.criterion, fit.level, fit.account
-        return _model(fit), said, len(here), float(fit.n_dims)
+        return _model(fit) if keep_models else None, said, len(here), float(fit.n_dims)
 
     done = []
     with ThreadPoolExecutor(max(1, n_jobs)) as pool:
@@ -192,7 +204,7 @@ def fit_parcels(
     fitted = [result for result in done if not isinstance(result, str)]
     if not fitted:
         raise DataError("No parcel has a usable unit.", "Check the mask and that conditions are repeated.")
-    models = tuple(None if isinstance(result, str) else result[0] for result in done)
+    models = tuple(None if isinstance(result, str) else result[0] for result in done if keep_models)
     basis, criterion, level, _ = fitted[0][1]
     account = (*_account(fitted), *(result for result in done if isinstance(result, str)))
     return ParcelFit(
@@ -212,7 +224,7 @@ def _model(fit: PSNResult) -> ParcelModel:
         signal_var=fit.signal_var,
         noise_var=fit.noise_var,
         threshold=np.asarray(fit.threshold),
-        operator=fit.operator().astype(np.float32) if fit.criterion in ("wiener", "blend") else None,
+        operator=fit.operator(np.float32) if fit.criterion in ("wiener", "blend") else None,
         unit_means=fit.unit_means,
         cv_error=fit.cv_error,
         chosen_error=None if preferred is None else np.asarray(preferred),

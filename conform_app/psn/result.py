@@ -78,10 +78,12 @@ class Blend:
                 out += self.weights[2] * solve(gsn.signal_cov[:, rows]).T
             yield rows, out
 
-    def operator(self, axes: np.ndarray, gsn: GSNResult, n_trials: float, dense: Dense = CPU) -> np.ndarray:
+    def operator(
+        self, axes: np.ndarray, gsn: GSNResult, n_trials: float, dtype: type = np.float64
+    ) -> np.ndarray:
         """The n x n matrix as a whole."""
-        out = np.empty((len(axes), len(axes)))
-        for rows, part in self.rows(axes, gsn, n_trials, dense):
+        out = np.empty((len(axes), len(axes)), dtype)
+        for rows, part in self.rows(axes, gsn, n_trials):
             out[rows] = part
         return out
 
@@ -234,14 +236,13 @@ class PSNResult:
             out[self.valid] = truncate(self.axes, k, z) + m
         return out.reshape(responses.shape)
 
-    def operator(self) -> np.ndarray:
+    def operator(self, dtype: type = np.float64) -> np.ndarray:
         """The denoiser of the valid units as an n x n matrix, in which row u makes unit u."""
-        if self.blend is not None:
-            return self.blend.operator(self.axes, self.gsn, self.n_trials)
-        if self.criterion == "wiener":
-            return WIENER.operator(self.axes, self.gsn, self.n_trials)
+        blend = WIENER if self.criterion == "wiener" else self.blend
+        if blend is not None:
+            return blend.operator(self.axes, self.gsn, self.n_trials, dtype)
         k = self.threshold[self.valid] if isinstance(self.threshold, np.ndarray) else self.threshold
-        return truncate(self.axes, k, np.eye(len(self.axes)))
+        return truncate(self.axes, k, np.eye(len(self.axes))).astype(dtype, copy=False)
 
     def _most(self) -> int:
         if self.criterion in ("wiener", "blend"):

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from conform_app.errors import DataError
+from conform_app.psn.alternation import LARGE
 from conform_app.psn.covariance import GSNResult, biconvex, contrasts_and_means
 from conform_app.psn.crossval import averages
 from conform_app.psn.dense import CPU, Dense, symmetrise
@@ -123,14 +124,18 @@ class Span:
         mean = means.mean(axis=1)
         deviations = (means - mean[:, None]) / np.sqrt(n_conditions - 1)
         c_n, c_d = s_n * (factor @ factor.T), s_d * (deviations @ deviations.T)
+        del usable, factor, means, deviations
         if self.noise_product is not None:
             into = self.vectors / self.root
             c_n += (1 - s_n) * (into.T @ self.noise_product @ into)
             c_d += (1 - s_d) * (into.T @ self.data_product @ into)
+            del into
         symmetrise(c_n)
         symmetrise(c_d)
         t_mean = max(counts[counts > 1].sum() / n_conditions, 1.0)
         c_s = c_d - c_n / t_min
+        if len(c_s) >= LARGE:  # where the alternation does without
+            c_d = None
         fit = biconvex(c_n, c_s, c_d, t_min, t_mean, n_conditions, dense=dense)
         return GSNResult(
             signal_cov=fit.signal,
@@ -145,7 +150,7 @@ class Span:
             n_iter=fit.n_iter,
             n_trials=float(t_mean),
             n_trials_data=float(t_min),
-            valid=usable.valid,
+            valid=np.ones(self.root.size, dtype=bool),
             signal_eig=fit.signal_eig,
         )
 

@@ -18,14 +18,14 @@ all.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from conform_app.errors import DataError, UsageError
 from conform_app.psn.covariance import level_grid
 from conform_app.psn.crossval import averages
-from conform_app.psn.dense import dense_on
+from conform_app.psn.dense import CPU, dense_on, symmetrise
 from conform_app.psn.estimator import fit_psn
 from conform_app.psn.intake import as_responses, select_units
 from conform_app.psn.result import PSNResult
@@ -215,7 +215,9 @@ def fit_wide(
         exact = {"shrink": shrink, "shrink_levels": shrink_levels}
         return _whole(data, units, valid, fit_psn(data[units], mode=mode, **exact, **options))
     span = measure(data, units, there, shrink=shrink, choose=levels.size > 1, progress=progress)
-    inner = fit_psn(span.coordinates(), mode=mode, gsn=span.gsn(levels, dense), shrink=shrink, **options)
+    gsn = span.gsn(levels, dense)
+    span = replace(span, noise_product=None, data_product=None, noise_held=None, data_held=None)
+    inner = fit_psn(span.coordinates(), mode=mode, gsn=gsn, shrink=shrink, **options)
     return _from_span(data, units, valid, span, inner, shrink)
 
 
@@ -267,6 +269,7 @@ def _from_span(
     back = span.vectors / span.root
     operator = inner.operator()
     kept = [_root(operator @ c @ operator.T) for c in (inner.gsn.signal_cov, inner.gsn.noise_cov)]
+    del operator
     noise_var, noise_axes = _leading(inner.gsn.noise_cov)
     weights = back @ (inner.denoised - inner.unit_means[:, None])
     parts = [back @ noise_axes, *(back @ f for f in kept)]
@@ -329,9 +332,10 @@ def _plain(data: np.ndarray, valid: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def _root(cov: np.ndarray) -> np.ndarray:
-    """F with FF' the covariance, without directions of no size."""
-    w, v = np.linalg.eigh((cov + cov.T) / 2)
-    keep = w > _SMALL * max(w[-1], 0.0)
+    """F with FF' the covariance, which is destroyed, without directions of no size."""
+    symmetrise(cov)
+    w, v = CPU.eigh(cov)
+    keep = w > _SMALL * max(w[0], 0.0)
     return v[:, keep] * np.sqrt(w[keep])
 
 

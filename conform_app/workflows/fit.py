@@ -15,6 +15,7 @@ from nipype.pipeline.engine import Node, Workflow
 from conform_app.bids.carrycost import surface_memory
 from conform_app.bids.plan import FitPlan, write_plan
 from conform_app.bids.planning import BASE_MEMORY
+from conform_app.bids.psncost import psn_memory
 from conform_app.bids.subcortex import in_template
 from conform_app.interfaces.derivatives import WriteDerivatives
 from conform_app.interfaces.glm import GLMsingle
@@ -69,7 +70,7 @@ def init_fit_wf(
         Its node ``write`` has the output ``out_file``, the fit record.
     """
     common = {"plan_file": str(plan_file), "log_dir": str(log_dir), "n_threads": n_threads}
-    gib = max(plan.memory / GIB, 0.2)
+    gib = max(plan.memory_glm / GIB, 0.2)
 
     def node(interface: Any, label: str, mem_gb: float) -> Node:
         return Node(interface, name=label, n_procs=n_threads, mem_gb=mem_gb)
@@ -86,7 +87,8 @@ def init_fit_wf(
 
     glm = fitting(plan, "glmsingle")
     reliability = node(Reliability(**common), "reliability", gib / 2)
-    psn = node(PSNDenoise(model=settings, device=device, **common), "psn", gib / 2)
+    of_psn = psn_memory(plan, model, BASE_MEMORY, n_threads) / GIB
+    psn = node(PSNDenoise(model=settings, device=device, **common), "psn", of_psn)
     psn.inputs.atlas_files = list(plan.atlas)
     write = node(
         WriteDerivatives(model=settings, dataset=dataset, save_residuals=save_residuals, **common),
