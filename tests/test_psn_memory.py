@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -13,9 +14,10 @@ import pytest
 from conform_app.bids.plan import FitPlan, RunPlan, write_plan
 from conform_app.bids.psncost import BLOCK, psn_memory
 from conform_app.images.arrays import save_arrays
-from conform_app.psn import parcels
+from conform_app.psn import parcels, wide
 from conform_app.settings import ModelSettings
 
+NAMES = Path(__file__).parents[1] / "conform_app" / "data" / "names.json"
 # Of this program alone, from when the modules are there; a first small fit loads what is loaded on demand.
 PEAK = """
 import json, re, sys
@@ -67,6 +69,12 @@ def make_step(folder, n_voxels, n_conditions, n_repeats, model):
     )
     (folder / "model.json").write_text(json.dumps(asdict(model)))
     return plan
+
+
+def test_the_noise_axes_that_are_kept_are_counted_where_outputs_are_described():
+    described = json.loads(NAMES.read_text(encoding="utf-8"))["products"]["psn_model"]["description"]
+    assert f"the {parcels.NOISE_AXES} axes of largest noise variance" in described
+    assert wide.NOISE_AXES == parcels.NOISE_AXES
 
 
 @pytest.mark.parametrize(
