@@ -101,7 +101,10 @@ def test_freesurfer_folders(tmp_path):
     assert found.right.registered == {"fsaverage": surf / "rh.sphere.reg"}
     assert found.right.cortex.name == "rh.cortex.label"
     assert found.to_t1w.name == "sub-01_from-fsnative_to-T1w_mode-image_xfm.txt"
-    (surf / "rh.pial").unlink()
+    (surf / "rh.pial").rename(surf / "rh.pial.T1")  # FreeSurfer 7, whose link was lost
+    found = find_surfaces("01", (), [prep], [tmp_path / "fs"])
+    assert (found.left.pial, found.right.pial) == (surf / "lh.pial", surf / "rh.pial.T1")
+    (surf / "rh.pial.T1").unlink()
     with pytest.raises(NoInputError, match=r"has no rh\.pial"):
         find_surfaces("01", (), [prep], [tmp_path / "fs"])
 

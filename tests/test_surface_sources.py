@@ -144,6 +144,7 @@ def test_a_freesurfer_folder_gives_what_gifti_surfaces_give(carried, balls, fslr
             target = surf / f"{hemi.lower()}h.{names[name]}"
             freesurfer.write_geometry(target, points - shift, triangles, volume_info=info)
         path.unlink()
+    (surf / "rh.pial").rename(surf / "rh.pial.T1")  # what a copy without links has of FreeSurfer 7's
     argv = (own, tmp_path / "out", "participant", "-w", tmp_path / "w", *COMMON, "--output-spaces")
     assert run(*argv, "fsLR:den-32k", "--dry-run") == 66
     prep = own / "derivatives" / "fmriprep"

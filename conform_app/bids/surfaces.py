@@ -192,8 +192,10 @@ def _from_freesurfer(folder: Path, subject: str, sessions: Sequence[str]) -> Sub
     halves = []
     for hemi in HEMISPHERES:
         side, surf = _FS_SIDE[hemi], home / "surf"
-        for name in ("white", "pial"):
-            if not (surf / f"{side}.{name}").is_file():
+        # since FreeSurfer 7 ?h.pial is a link to ?h.pial.T1, which some copies lose
+        pial = optional(surf / f"{side}.pial") or surf / f"{side}.pial.T1"
+        for path, name in ((surf / f"{side}.white", "white"), (pial, "pial")):
+            if not path.is_file():
                 raise NoInputError(
                     f"{surf} has no {side}.{name}.", "Let recon-all finish, or leave the participant out."
                 )
@@ -202,7 +204,7 @@ def _from_freesurfer(folder: Path, subject: str, sessions: Sequence[str]) -> Sub
         halves.append(
             HemiFiles(
                 white=surf / f"{side}.white",
-                pial=surf / f"{side}.pial",
+                pial=pial,
                 midthickness=middle,
                 cortex=optional(home / "label" / f"{side}.cortex.label"),
                 sphere=optional(surf / f"{side}.sphere"),
