@@ -347,7 +347,7 @@ def _alike(table: pd.DataFrame) -> list[tuple[str, ...]]:
     rows: dict[tuple[str, ...], list[str]] = {}
     for r in table.itertuples():
         p = "–" if not np.isfinite(r.p) else f"{r.p:.3g}"
-        adjusted = "–" if not np.isfinite(r.adjusted) else f"{r.adjusted:.2f}"
+        adjusted = "–" if not np.isfinite(r.adjusted) else f"{r.adjusted:z.2f}"
         note = r.note if isinstance(r.note, str) and r.note != "n/a" else ""
         numbers = (r.outcome, f"{r.share:.3f}", adjusted, f"{r.df_model}, {r.df_residual}", p, note)
         rows.setdefault(numbers, []).append(r.field)
