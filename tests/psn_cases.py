@@ -27,6 +27,15 @@ def simulate(n_units, n_conditions, n_trials, *, noise=3.0, aligned=0.5, seed=0)
     return signal + offset, signal[:, :, None] + offset[:, :, None] + noise_part
 
 
+def simulate_gaps():
+    """Data in which units lack trials of their own; the first two are always there."""
+    _, data = simulate(40, 30, 4, seed=8)
+    gaps = np.random.default_rng(8).random(data.shape) < 0.03
+    gaps[:, :, :2] = False
+    data[gaps] = np.nan
+    return data
+
+
 def error(estimate, truth):
     """Squared error over squared truth, both centred per unit."""
     estimate = estimate - estimate.mean(axis=1, keepdims=True)

@@ -58,6 +58,16 @@ def place(path: Path, affine: np.ndarray) -> None:
     nib.save(moved, path)
 
 
+def to_mni_alone(own: Path) -> None:
+    """Rename the T1w volumes of a copy of the dataset to MNI space, as large as a head."""
+    wide = np.diag([35.0, 50.0, 45.0, 1.0])
+    wide[:3, 3] = [-87.5, -120.0, -55.0]
+    for path in list((own / "derivatives").rglob("*_space-T1w_*")):
+        new = path.rename(str(path).replace("space-T1w", "space-MNI152NLin2009cAsym"))
+        if new.name.endswith(".nii.gz"):
+            place(new, wide)
+
+
 def voxel_quarters() -> np.ndarray:
     """Quarter of each voxel, in the shape of the volume."""
     ijk = np.indices(SHAPE).reshape(3, -1).T

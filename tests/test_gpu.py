@@ -19,7 +19,7 @@ import pytest
 import torch
 from glmsingle_cases import load_input
 from gpu_cases import KINDS, device, same
-from psn_cases import relative, simulate
+from psn_cases import relative, simulate, simulate_gaps
 from scipy import sparse
 from simulated_gpu import simulated_gpu
 from small_dataset import make_dataset
@@ -133,10 +133,7 @@ def test_psn(gpu, options, kind):
 
 @pytest.mark.parametrize("mode", ["cv", "auto", "wiener"])
 def test_psn_with_gaps(gpu, mode):
-    _, data = simulate(40, 30, 4, seed=8)
-    gaps = np.random.default_rng(8).random(data.shape) < 0.03
-    gaps[:, :, :2] = False
-    data[gaps] = np.nan
+    data = simulate_gaps()
     here, there = (fit_psn(data, mode=mode, uneven="missing", device=d) for d in ("cpu", "cuda"))
     assert relative(there.denoised, here.denoised) < ROUNDING[gpu]
 

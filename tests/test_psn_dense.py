@@ -6,7 +6,7 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from psn_cases import relative, simulate
+from psn_cases import relative, simulate, simulate_gaps
 
 from conform_app.errors import UsageError
 from conform_app.psn import alternation, estimator, fit_gsn, fit_psn, honest
@@ -239,10 +239,7 @@ def test_raw_covariances_are_kept_by_gsn_alone():
 @needs_torch
 @pytest.mark.parametrize("mode", ["cv", "auto", "wiener"])
 def test_missing_trials_take_the_path_of_a_gpu(mode, monkeypatch):
-    _, data = simulate(40, 30, 4, seed=8)
-    gaps = np.random.default_rng(8).random(data.shape) < 0.03
-    gaps[:, :, :2] = False
-    data[gaps] = np.nan
+    data = simulate_gaps()
     here, there, used = fit_psn(data, mode=mode, uneven="missing"), torch_dense(), []
     product = Dense.product
     monkeypatch.setattr(Dense, "product", lambda self, a, b: used.append(self) or product(self, a, b))

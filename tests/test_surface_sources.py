@@ -15,7 +15,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from small_dataset import SHAPE, TR, bold_files, write_json
-from small_surfaces import AFFINE, COMMON, TYPE_B, ball, expected_quarter, gifti, place, run
+from small_surfaces import AFFINE, COMMON, TYPE_B, ball, expected_quarter, gifti, place, run, to_mni_alone
 
 from conform_app.bids.carrycost import surface_memory
 from conform_app.bids.plan import FitPlan, RunPlan, write_plan
@@ -314,12 +314,7 @@ def test_a_changed_volume_of_the_template_is_noticed_and_a_wrong_one_refused(
 def test_volumes_in_mni_space_go_to_the_group_average_and_say_so(balls, tmp_path, capsys):
     own = tmp_path / "ds"
     shutil.copytree(balls, own)
-    wide = np.diag([35.0, 50.0, 45.0, 1.0])
-    wide[:3, 3] = [-87.5, -120.0, -55.0]
-    for path in list((own / "derivatives").rglob("*_space-T1w_*")):
-        new = path.rename(str(path).replace("space-T1w", "space-MNI152NLin2009cAsym"))
-        if new.name.endswith(".nii.gz"):
-            place(new, wide)
+    to_mni_alone(own)
     argv = (own, tmp_path / "out", "participant", "-w", tmp_path / "w", *COMMON)
     assert run(*argv, "--output-spaces", "fsaverage:den-10k", "--dry-run") == 0
     said = capsys.readouterr().out

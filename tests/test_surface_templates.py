@@ -9,7 +9,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from small_dataset import bold_files
-from small_surfaces import COMMON, TYPE_B, gifti, make_templates, place, run
+from small_surfaces import COMMON, TYPE_B, gifti, make_templates, run, to_mni_alone
 
 from conform_app.images import templates
 from conform_app.images.surfaces import read_surface, write_surface
@@ -50,12 +50,7 @@ def in_mni(balls, tmp_path_factory):
     """The small dataset in MNI space only, as large as a head."""
     own = tmp_path_factory.mktemp("mni") / "ds"
     shutil.copytree(balls, own)
-    wide = np.diag([35.0, 50.0, 45.0, 1.0])
-    wide[:3, 3] = [-87.5, -120.0, -55.0]
-    for path in list((own / "derivatives").rglob("*_space-T1w_*")):
-        new = path.rename(str(path).replace("space-T1w", "space-MNI152NLin2009cAsym"))
-        if new.name.endswith(".nii.gz"):
-            place(new, wide)
+    to_mni_alone(own)
     assert bold_files(own)
     return own
 

@@ -165,28 +165,13 @@ def _fit(
             choice = getattr(gaps, name)(usable, estimate.gsn(), basis(), options, groups, dense)
         else:
             choice = getattr(honest, name)(usable, estimate, basis, options, groups, dense)
-    gsn, axes, z = estimate.gsn(), basis(), mean - m
-    t = gsn.n_trials
+    gsn, axes = estimate.gsn(), basis()
     if options.criterion == "auto":
         denoiser = Blend(choice.weights, choice.population, choice.units)
         options = replace(options, **denoiser.options())
-    if options.criterion == "wiener":
-        denoised, k, kept = _through(WIENER, axes, gsn, z, dense)
-    elif options.criterion == "blend":
-        denoised, k, kept = _through(denoiser, axes, gsn, z, dense)
-    else:
-        if choice is None:
-            k = choose_analytic(axes, t, options, groups)
-        else:
-            k = choice.units if options.level == "unit" else choice.population
-        denoised = truncate(axes.axes, k, z)
-        kept = kept_variance(axes.axes, k, axes.signal_var, axes.noise_var / t)
-    if options.criterion in ("wiener", "blend"):
-        before = [gsn.signal_cov.diagonal(), gsn.noise_cov.diagonal() / t]
-    else:
-        before = kept_variance(axes.axes, axes.axes.shape[1], axes.signal_var, axes.noise_var / t)
+    blend = {"wiener": WIENER, "blend": denoiser}.get(options.criterion)
+    denoised, k, kept, before = _denoise(mean - m, options, blend, choice, axes, gsn, groups, dense)
     valid = usable.valid
-    del z
     denoised += m
     full = denoised
     if not valid.all():
@@ -206,7 +191,7 @@ def _fit(
         removed_signal=_fill(before[0] - kept[0], valid),
         kept_noise=_fill(kept[1], valid),
         removed_noise=_fill(before[1] - kept[1], valid),
-        n_trials=t,
+        n_trials=gsn.n_trials,
         valid=valid,
         mode=options.mode,
         basis_name=options.basis_name,
@@ -219,6 +204,30 @@ def _fit(
         blend=denoiser if options.criterion == "blend" else None,
         candidate_errors={} if choice is None else choice.errors,
     )
+
+
+def _denoise(
+    z: np.ndarray,
+    options: PSNOptions,
+    blend: Blend | None,
+    choice: honest.Choice | None,
+    axes: Basis,
+    gsn: GSNResult,
+    groups: np.ndarray | None,
+    dense: Dense,
+) -> tuple[np.ndarray, int | float | np.ndarray, list[np.ndarray], list[np.ndarray]]:
+    """Centred averages denoised, dimensions, and signal and noise variance per unit, kept and before."""
+    t = gsn.n_trials
+    if blend is not None:
+        before = [gsn.signal_cov.diagonal(), gsn.noise_cov.diagonal() / t]
+        return *_through(blend, axes, gsn, z, dense), before
+    if choice is None:
+        k = choose_analytic(axes, t, options, groups)
+    else:
+        k = choice.units if options.level == "unit" else choice.population
+    variances = axes.signal_var, axes.noise_var / t
+    kept, before = (kept_variance(axes.axes, n, *variances) for n in (k, axes.axes.shape[1]))
+    return truncate(axes.axes, k, z), k, kept, before
 
 
 def _through(
