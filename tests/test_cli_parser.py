@@ -53,6 +53,23 @@ def test_derivatives_keep_order_and_names(tmp_path):
     assert settings.inputs.derivatives == (("z", str(first)), ("b", str(second)))
 
 
+def test_files_are_named_from_the_folder_of_the_call(tmp_path, monkeypatch):
+    # A node of the workflow works in a folder of its own: what the user wrote means another file there.
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "b").mkdir()
+    config = '[inputs]\nderivatives = {a = "b"}\n[group]\naliases = "names.tsv"\n[encode]\n'
+    (tmp_path / "c.toml").write_text(config + 'encode_regions = ["l.gii", "r.gii"]\n', encoding="utf-8")
+    words = ["--config-file", "c.toml", "--features", "f.npz", "--encode-model", "m.pth", "--split", "s.tsv"]
+    settings = parse([*CALL, *words])
+    assert settings.inputs.derivatives == (("a", str(tmp_path / "b")),)
+    assert settings.group.aliases == str(tmp_path / "names.tsv")
+    assert settings.encode.encode_regions == (str(tmp_path / "l.gii"), str(tmp_path / "r.gii"))
+    assert settings.group.features == str(tmp_path / "f.npz")
+    assert settings.encode.encode_model == str(tmp_path / "m.pth")
+    assert settings.group.split == str(tmp_path / "s.tsv")
+    assert parse([*CALL, "--split", "auto"]).group.split == "auto"
+
+
 def test_two_derivatives_of_one_name_are_refused(tmp_path):
     with pytest.raises(UsageError, match="two folders are named 'x'"):
         parse([*CALL, "-d", f"x={tmp_path}", f"x={tmp_path}"])

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import Field, field
 from pathlib import Path
@@ -64,6 +65,8 @@ _KINDS: dict[str, tuple[type, ...]] = {
 def checked(spec: Field, value: Any, where: str) -> Any:
     """Return a value in the form that its field holds.
 
+    Paths become absolute, from the current folder; a default such as 'auto' is none.
+
     Raises
     ------
     UsageError
@@ -77,13 +80,14 @@ def checked(spec: Field, value: Any, where: str) -> Any:
             value = list(value.items())
         items = [value] if isinstance(value, (str, int, float)) else list(value)
         if meta["kind"] == "derivative":
-            return tuple((str(name), str(path)) for name, path in items)
-        return tuple(_one(meta, item, where) for item in items)
-    return _one(meta, value, where)
+            return tuple((str(name), os.path.abspath(path)) for name, path in items)
+        return tuple(_one(spec, item, where) for item in items)
+    return _one(spec, value, where)
 
 
-def _one(meta: Mapping[str, Any], value: Any, where: str) -> Any:
-    """Check one word or number."""
+def _one(spec: Field, value: Any, where: str) -> Any:
+    """Check one word or number; a path becomes absolute, as nodes of the workflow work in other folders."""
+    meta = spec.metadata
     if meta["kind"] == "memory" and isinstance(value, str):
         value = parse_memory(value, where)
     allowed = _KINDS.get(meta["kind"], (str, Path))
@@ -95,6 +99,8 @@ def _one(meta: Mapping[str, Any], value: Any, where: str) -> Any:
         raise UsageError(f"{where}: '{value}' is none of {', '.join(meta['choices'])}.")
     if meta["kind"] == "float":
         return float(value)
+    if meta["kind"] == "path" and value != spec.default:
+        return os.path.abspath(value)
     return str(value) if isinstance(value, Path) else value
 
 

@@ -33,6 +33,7 @@ class GroupSettings:
         "auto",
         "table (TSV with the columns dataset, stim_id and split) that says which stimuli are train, test or "
         "artificial; auto: each dataset's own, and for a dataset that has none one by --split-rule",
+        kind="path",
         metavar="FILE",
     )
     split_rule: str = option(
