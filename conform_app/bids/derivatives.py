@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from conform_app.bids.naming import build_name, build_names, product, sidecar_name
+from conform_app.bids.naming import RUN_ENTITIES, build_name, build_names, product, sidecar_name
 from conform_app.bids.plan import FitPlan
 from conform_app.bids.provenance import sidecar, software_versions, write_json, write_tsv
 from conform_app.bids.record import SCHEMA, fingerprint, record_path
@@ -110,10 +110,12 @@ class FitWriter:
         run: str | None = None,
         session: str | None = None,
         task: str | None = None,
+        further: Mapping[str, str] | None = None,
         **fields: Any,
     ) -> None:
         """Write a table with its sidecar; one of several runs is added to those of the product."""
-        path = build_name(key, self.plan.entities, self.plan.kind, run=run, session=session, task=task)
+        labels = {"run": run, "session": session, "task": task, "further": further}
+        path = build_name(key, self.plan.entities, self.plan.kind, **labels)
         write_tsv(self.root / path, columns)
         self._sidecar(key, [path], **fields)
         self.products.setdefault(key, []).append(path)
@@ -203,6 +205,9 @@ def _write_tables(writer: FitWriter) -> None:
     if len(plan.tasks) > 1:
         columns["task"] = [run.task for run in runs]
     columns |= {"run": [run.run for run in runs]}
+    for name, short in RUN_ENTITIES.items():
+        if any(short in run.further for run in plan.runs):
+            columns[name] = [run.further.get(short) for run in runs]
     columns |= {name: plan.trials[name] for name in ("onset", "duration", "trial_type", "stim_id")}
     columns |= {
         "condition": [number + 1 for number in plan.trials["condition"]],
@@ -254,7 +259,7 @@ def _write_regressors(writer: FitWriter, glm_file: Path, meta: Mapping[str, Any]
     plan = writer.plan
     for number, run in enumerate(plan.runs):
         design = load_arrays(glm_file, f"design_{number}")[f"design_{number}"]
-        labels = {"run": run.run, "session": run.session, "task": run.task}
+        labels = {"run": run.run, "session": run.session, "task": run.task, "further": run.further}
         trials = np.flatnonzero(plan.run_of_trial == number) + 1
         columns = {f"trial_{i:04d}": column for i, column in zip(trials, design.T, strict=True)}
         writer.table("design", columns, **labels)
@@ -435,6 +440,7 @@ def _run_entry(plan: FitPlan, number: int) -> dict[str, Any]:
     }
     if len(plan.tasks) > 1:
         entry["task"] = run.task
+    entry |= run.further
     n_trials = int((plan.run_of_trial == number).sum())
     entry |= {"duration_s": run.n_volumes * plan.tr, "n_trials": n_trials}
     return entry | {"acquisition": run.acquisition}

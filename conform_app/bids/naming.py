@@ -23,6 +23,8 @@ from conform_app.errors import UsageError
 
 HEMISPHERES = ("L", "R")
 GLM_TYPES = ("typeA", "typeB", "typeC", "typeD")
+RUN_ENTITIES = {"reconstruction": "rec", "direction": "dir", "echo": "echo"}
+"""Entities besides session, task and run by which recordings of one fit may differ, and their short names."""
 _DEPRECATED = {"fsaverage4": "3k", "fsaverage5": "10k", "fsaverage6": "41k"}
 _NOT_A_LABEL = re.compile(r"[^A-Za-z0-9+]")  # "+" joins labels, as in ses-01+02
 
@@ -157,6 +159,7 @@ def build_name(
     run: str | None = None,
     session: str | None = None,
     task: str | None = None,
+    further: Mapping[str, str] | None = None,
     glm_type: str | None = None,
     extension: str | None = None,
 ) -> str:
@@ -174,6 +177,8 @@ def build_name(
         Of a surface map.
     run, session, task : str, optional
         Of a per-run file; `session` and `task` replace those of the fit (which may pool several).
+    further : mapping, optional
+        More labels of a per-run file, by short name (``dir`` ...).
     glm_type : str, optional
         See `product`.
     extension : str, optional
@@ -197,6 +202,7 @@ def build_name(
         labels["task"] = _clean("task", task)
     if run is not None:
         labels["run"] = _clean("run", run)
+    labels |= {name: _clean(name, label) for name, label in (further or {}).items()}
     if item.on_grid and kind == "gifti":
         if hemi not in HEMISPHERES:
             raise UsageError(f"{key} on a surface needs a hemisphere.", "L or R.")

@@ -42,6 +42,8 @@ class RunPlan:
         From points of T1w space to points of the volumes, where these are in another space.
     subcortex : str or None
         The run's volumes in MNI152NLin6Asym, from which grayordinates take the subcortex.
+    further : dict of str to str
+        Labels of further entities (``dir`` ...) in which the runs of the fit differ, by short name.
     """
 
     bold: tuple[str, ...]
@@ -57,11 +59,13 @@ class RunPlan:
     task: str | None = None
     presses: dict[str, tuple[float, ...]] = field(default_factory=dict)
     acquisition: dict[str, Any] = field(default_factory=dict)
+    further: dict[str, str] = field(default_factory=dict)
 
     @property
     def label(self) -> str:
         """Short name for messages."""
         parts = [f"ses-{self.session}"] * bool(self.session) + [f"run-{self.run}"] * bool(self.run)
+        parts += [f"{name}-{label}" for name, label in self.further.items()]
         return " ".join(parts) or Path(self.bold[0]).name
 
 

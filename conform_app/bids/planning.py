@@ -11,7 +11,7 @@ step that carries volumes to a surface may need more (`conform_app.bids.carrycos
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from conform_app.bids.atlas import with_atlas
 from conform_app.bids.carried import plan_surface
 from conform_app.bids.carrycost import points_fitted, surface_memory
 from conform_app.bids.inputs import Fit, RunInput
+from conform_app.bids.naming import RUN_ENTITIES
 from conform_app.bids.plan import FitPlan, RunPlan
 from conform_app.bids.psncost import psn_memory
 from conform_app.bids.trials import TrialTable, build_trials
@@ -73,7 +74,11 @@ def make_plan(fit: Fit, events: EventSettings, model: ModelSettings, *, roots: M
     table = build_trials(fit, events, [image.n_volumes * tr for image in images])
     with_confounds = model.confounds not in ((), ("none",))
     presses = table.presses or ({},) * len(images)
-    runs = [_run_plan(*each, with_confounds) for each in zip(fit.runs, images, starts, presses, strict=True)]
+    further = _further_labels(fit.runs)
+    runs = [
+        _run_plan(*each, with_confounds)
+        for each in zip(fit.runs, images, starts, presses, further, strict=True)
+    ]
     plan = FitPlan(
         name=fit.name,
         subject=fit.subject,
@@ -153,8 +158,23 @@ def _start_times(fit: Fit) -> tuple[list[float], list[str]]:
     return starts, list(dict.fromkeys(warnings))
 
 
+def _further_labels(runs: Sequence[RunInput]) -> list[dict[str, str]]:
+    """Labels of each run in what tells runs apart beside session, task and run number, where they differ."""
+    differing = {
+        short: name
+        for name, short in RUN_ENTITIES.items()
+        if len({run.entities.get(name) for run in runs}) > 1
+    }
+    return [{s: run.entities[n] for s, n in differing.items() if n in run.entities} for run in runs]
+
+
 def _run_plan(
-    run: RunInput, image: Any, start: float, presses: Mapping[str, Any], with_confounds: bool
+    run: RunInput,
+    image: Any,
+    start: float,
+    presses: Mapping[str, Any],
+    further: dict[str, str],
+    with_confounds: bool,
 ) -> RunPlan:
     return RunPlan(
         bold=tuple(map(str, run.bold)),
@@ -170,6 +190,7 @@ def _run_plan(
         subcortex=None if run.subcortex is None else str(run.subcortex),
         presses=dict(presses),
         acquisition=describe_run(run),
+        further=further,
     )
 
 

@@ -88,6 +88,7 @@ def make_plans(session: Session) -> None:
     from conform_app.bids.filters import read_filters
     from conform_app.bids.inputs import find_fits
     from conform_app.bids.planning import make_plan
+    from conform_app.bids.sametable import other_trials
 
     settings = session.settings
     filters = settings.inputs.bids_filter_file
@@ -118,6 +119,9 @@ def make_plans(session: Session) -> None:
             session.note(error, subject=fit.subject, fit=fit.name, step="planning")
         else:
             session.plans.append(plan)
+    for plan, error in other_trials(session.plans, settings.output_dir):
+        session.plans.remove(plan)
+        session.note(error, subject=plan.subject, fit=plan.name, step="planning")
     if not session.plans and session.notes:
         conclude(session, 0)
 

@@ -124,7 +124,8 @@ def _design(products: Products, book: FigureBook, section: Section, rows: list[d
 
 def run_name(run: dict, position: int) -> str:
     """Short name of a run, such as ``ses-01 run-02``."""
-    entities = (("ses", "session"), ("task", "task"), ("run", "run"))
+    entities = (("ses", "session"), ("task", "task"), ("rec", "rec"), ("dir", "dir"))
+    entities += (("run", "run"), ("echo", "echo"))
     parts = [f"{key}-{run[entity]}" for key, entity in entities if run.get(entity)]
     return " ".join(parts) or f"run {position + 1}"
 
