@@ -77,6 +77,28 @@ def test_description(tmp_path, inputs):
     assert [p for p in out.rglob(".*") if p.name != ".bidsignore"] == []
 
 
+def test_collections_and_encoding_models_say_what_they_are(tmp_path, inputs):
+    asked = "The source dataset asks: Cite Us (2020)."
+    sites = {name: tmp_path / name for name in ("NSD", "BMD")}
+    for out in sites.values():
+        write(out, inputs)
+    merged = tmp_path / "merged"
+    content = json.loads(write(merged, sites, kind="group").read_text())
+    assert content["Name"] == "CONFORM: collection of NSD, BMD"
+    assert content["HowToAcknowledge"].count(asked) == 1
+    assert content["HowToAcknowledge"].startswith(
+        "Cite the references in logs/CITATION.md of each dataset merged."
+    )
+    text = (merged / "README.md").read_text()
+    assert "_desc-mosaic_betas.zarr" in text
+    assert "_trials.tsv`: one row a trial" not in text
+    models = merged / "group" / "encoding"
+    content = json.loads(write(models, {"conform": merged}, kind="encoding").read_text())
+    assert content["Name"] == "CONFORM: encoding models from a collection of NSD, BMD"
+    assert content["HowToAcknowledge"].count(asked) == 1
+    assert "stat-weights" in (models / "README.md").read_text()
+
+
 def test_containers_and_links(tmp_path, inputs):
     out = tmp_path / "far/away/from/it/out"
     environ = {"APPTAINER_CONTAINER": "/home/someone/conform_1.2.sif"}

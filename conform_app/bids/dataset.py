@@ -18,27 +18,12 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from conform_app.bids.description import NAME, describe, merge, real_path
+from conform_app.bids.description import NAME, describe, merge, readme, real_path
 from conform_app.bids.naming import bidsignore, descriptions
 from conform_app.bids.provenance import plain, write_json, write_text, write_tsv
 from conform_app.errors import CannotCreateError, UsageError
 
 _NO_HARD_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK, errno.EACCES)
-_README = """\
-# CONFORM derivatives
-
-Single-trial responses to stimuli, estimated from preprocessed task fMRI and denoised, with measures of their
-reliability. Written by CONFORM; `dataset_description.json` says by which version, from which datasets and
-with which settings (spelled out in `logs/`), `logs/CITATION.md` how to describe and cite it.
-
-- `sub-*/[ses-*/]func/*_trials.tsv`: one row a trial, in the order of the maps of single-trial responses;
-- `*_stat-effect_desc-typeD_statmap.*`: those responses (percent signal change, shrunk by ridge regression);
-- `*_conditions.tsv` and `*_stat-effect_desc-psn_statmap.*`: the denoised average of each condition;
-- `*_stat-ncsnr_*`, `*_stat-noiseceiling_*`, `*_stat-reliability_*`: how reliable they are;
-- `sub-*.html`: report. `descriptions.tsv` explains each `desc-`, the JSON beside a file the file.
-
-BIDS has no rule yet for most of these names; `.bidsignore` lists them for the validator.
-"""
 
 
 def check_folders(
@@ -216,6 +201,7 @@ def write_dataset(
     configuration: Mapping[str, Any],
     configuration_hash: str,
     inputs: Mapping[str, str | Path],
+    kind: str = "participant",
     overwrite: bool = False,
     environ: Mapping[str, str] | None = None,
 ) -> Path:
@@ -237,6 +223,8 @@ def write_dataset(
     inputs : mapping from name to folder or URL
         Datasets read, e.g. ``{"raw": ..., "fmriprep": ...}``; become DatasetLinks, and their descriptions
         give the chain of GeneratedBy, SourceDatasets, License and whom to acknowledge.
+    kind : {"participant", "group", "encoding"}
+        What the folder holds, as its name and README say.
     overwrite : bool
         Replace the description of results of other settings. Nothing else is removed.
     environ : mapping, optional
@@ -255,7 +243,7 @@ def write_dataset(
     output_dir = Path(output_dir)
     _check_writable(output_dir)
     content = describe(
-        output_dir, version, configuration_hash, inputs, os.environ if environ is None else environ
+        output_dir, version, configuration_hash, inputs, os.environ if environ is None else environ, kind
     )
     path = output_dir / "dataset_description.json"
     while not _create(path, _json(content)):
@@ -284,7 +272,7 @@ def write_dataset(
         },
     )
     if not any(output_dir.glob("README*")):
-        _create(output_dir / "README.md", _README)
+        _create(output_dir / "README.md", readme(kind))
     return path
 
 

@@ -15,6 +15,13 @@ from typing import Any
 
 BIDS_VERSION = "1.11.1"
 NAME = "CONFORM"
+_ASKS = "The source dataset asks: "
+_MERGED = "logs/CITATION.md of each dataset merged"
+_CITE = {
+    "participant": "Cite the references in logs/CITATION.md.",
+    "group": f"Cite the references in {_MERGED}.",
+    "encoding": f"Cite the references in logs/CITATION.md, and in {_MERGED}.",
+}
 
 
 def real_path(path: str | Path) -> Path:
@@ -28,25 +35,43 @@ def describe(
     digest: str,
     inputs: Mapping[str, str | Path],
     environ: Mapping[str, str],
+    kind: str = "participant",
 ) -> dict[str, Any]:
     """Build the description of a dataset written here from these inputs (see `dataset.write_dataset`)."""
     found = {name: _input_description(root) for name, root in inputs.items()}
     own: dict[str, Any] = {"Name": NAME, "Version": version, "CodeURL": _code_url()}
     own |= {"Container": _container(environ), "ConfigurationHash": digest}
     own = {name: value for name, value in own.items() if value}
-    named = [d["Name"] for d in (found.get("raw", {}), *found.values()) if d.get("Name")]
     licences = list(dict.fromkeys(d["License"] for d in found.values() if d.get("License")))
     content = {
-        "Name": f"{NAME}: single-trial responses from {named[0] if named else 'a BIDS dataset'}",
+        "Name": f"{NAME}: {_title(found, kind)}",
         "BIDSVersion": BIDS_VERSION,
         "DatasetType": "derivative",
         "License": "; ".join(licences) or None,
-        "HowToAcknowledge": _acknowledge(found.values()),
+        "HowToAcknowledge": _acknowledge(found.values(), kind),
         "GeneratedBy": _distinct([own, *(e for d in found.values() for e in _entries(d, "GeneratedBy"))]),
         "SourceDatasets": _distinct([s for d in found.values() for s in _sources(d)]) or None,
         "DatasetLinks": {name: _link(root, output_dir) for name, root in inputs.items()} or None,
     }
     return {name: value for name, value in content.items() if value is not None}
+
+
+def readme(kind: str) -> str:
+    """Return the README of a kind of output: participant, group or encoding."""
+    return (Path(__file__).resolve().parents[1] / "data" / "readme" / f"{kind}.md").read_text(
+        encoding="utf-8"
+    )
+
+
+def _title(found: Mapping[str, Mapping[str, Any]], kind: str) -> str:
+    """Say in a few words what the dataset is, and of what."""
+    if kind == "group":
+        return f"collection of {', '.join(found)}"
+    named = [d["Name"] for d in (found.get("raw", {}), *found.values()) if d.get("Name")]
+    source = named[0] if named else "a BIDS dataset"
+    if kind == "encoding":
+        return f"encoding models from a {source.removeprefix(f'{NAME}: ')}"
+    return f"single-trial responses from {source}"
 
 
 def _input_description(root: str | Path) -> dict[str, Any]:
@@ -79,12 +104,15 @@ def _distinct(items: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     return out
 
 
-def _acknowledge(found: Iterable[Mapping[str, Any]]) -> str:
-    asked = dict.fromkeys(
-        " ".join(str(d["HowToAcknowledge"]).split()) for d in found if d.get("HowToAcknowledge")
-    )
-    own = "Cite the references in logs/CITATION.md."
-    return " ".join([own, *(f"The source dataset asks: {text}" for text in asked)])
+def _acknowledge(found: Iterable[Mapping[str, Any]], kind: str) -> str:
+    asked: dict[str, None] = {}
+    for description in found:
+        text = " ".join(str(description.get("HowToAcknowledge") or "").split())
+        ours = any(entry.get("Name") == NAME for entry in _entries(description, "GeneratedBy")[:1])
+        # Of what we wrote ourselves only the sources' wishes are handed on.
+        texts = [part.strip() for part in text.split(_ASKS)[1:]] if ours else [text]
+        asked |= dict.fromkeys(part for part in texts if part)
+    return " ".join([_CITE[kind], *(_ASKS + text for text in asked)])
 
 
 def _container(environ: Mapping[str, str]) -> dict[str, str] | None:

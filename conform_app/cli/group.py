@@ -247,6 +247,7 @@ def _finish(session: Session, job: GroupJob) -> None:
             configuration=settings.altering(),
             configuration_hash=settings.digest(),
             inputs={name.removeprefix("conform_"): path for name, path in settings.inputs.derivatives},
+            kind="group",
         )
     stores = sorted((settings.output_dir / "group").glob("*_betas.zarr"))
     if settings.group.export_hdf5 and stores:

@@ -73,6 +73,7 @@ def describe_dataset(job: EncodeJob, configuration: dict[str, Any], digest: str,
         configuration=configuration,
         configuration_hash=digest,
         inputs={"conform": job.output_dir},
+        kind="encoding",
         overwrite=overwrite,
     )
     finish_dataset(job.root, {})
