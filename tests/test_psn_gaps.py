@@ -134,3 +134,17 @@ def test_units_do_not_lose_trials_because_others_miss_them():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         assert fit_gsn(data, uneven="missing", reference=True).n_trials == 1
+
+
+def test_order_of_axes_by_measured_signal():
+    """Conditions without any complete trial count as well: their averages are there."""
+    _, data = simulate(12, 40, 3, noise=0.5, seed=3)
+    gappy = data.copy()
+    for trial in range(3):
+        gappy[trial, :10, trial] = np.nan
+    options = {"mode": "conservative", "basis": np.eye(12), "ordering": "measured", "uneven": "missing"}
+    whole, fit = fit_psn(data, **options), fit_psn(gappy, **options)
+    order = [f.axes.argmax(axis=0) for f in (whole, fit)]
+    signal = whole.gsn.signal_cov.diagonal()[order[1]]
+    assert (np.diff(signal[:4]) < 0).all()
+    np.testing.assert_array_equal(order[1][:3], order[0][:3])

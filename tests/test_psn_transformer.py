@@ -45,6 +45,16 @@ def test_trials_with_conditions_give_the_same_fit():
     assert PSN().fit(x[keep], y[keep]).denoised_.shape == (20, 30)
 
 
+def test_a_fit_forgets_the_form_of_the_one_before():
+    _, data = simulate(20, 30, 4)
+    x, y = trials(data, np.random.default_rng(0))
+    fit = PSN(mode="wiener").fit(x, y).fit(data)
+    np.testing.assert_array_equal(fit.transform(data[:, :, 0]), fit.result_.apply(data[:, :, 0]))
+    assert not hasattr(fit, "classes_")
+    assert np.isfinite(fit.score(data))
+    assert fit.fit(x, y).transform(x[:5]).shape == (5, 20)
+
+
 def test_score_of_trials():
     truth, data = simulate(20, 60, 5, noise=1.0)
     rng = np.random.default_rng(0)

@@ -7,7 +7,14 @@ from psn_cases import load_case
 
 from conform_app.errors import DataError, UsageError
 from conform_app.psn import fit_gsn
-from conform_app.reliability import bootstrap_interval, ncsnr, rdm, rsa_noise_ceiling
+from conform_app.reliability import (
+    bootstrap_interval,
+    ncsnr,
+    noise_ceiling,
+    rdm,
+    rsa_noise_ceiling,
+    split_half,
+)
 from conform_app.reliability.rsa import _agreement, _root
 from conform_app.reliability.rsascale import matching_scale
 
@@ -109,6 +116,23 @@ def test_scale_of_noise_and_of_uneven_trials():
     data[:, 2:, 1:] = np.nan
     with pytest.raises(DataError, match="three conditions"):
         rsa_noise_ceiling(signal_cov, noise_cov, 60, 4, data=data)
+
+
+@pytest.mark.parametrize("statistic", [ncsnr, noise_ceiling, split_half])
+def test_bootstrap_with_few_repeated_conditions(statistic):
+    """A third of the draws holds none of them; the interval is that of the others."""
+    betas = np.random.default_rng(1).standard_normal((3, 12, 4)) + np.arange(12)[:, None]
+    betas[:, 2:, 1:] = np.nan
+    low, high = bootstrap_interval(statistic, betas, n_boot=200, seed=4)
+    rng, found = np.random.default_rng(4), []
+    for _ in range(200):
+        drawn = rng.integers(0, 12, 12)
+        if (drawn < 2).any():
+            found.append(statistic(betas[:, drawn]))
+    assert 100 < len(found) < 200
+    np.testing.assert_allclose((low, high), np.nanquantile(found, (0.025, 0.975), axis=0))
+    with pytest.raises(DataError):
+        bootstrap_interval(statistic, betas[:, 2:], n_boot=5)
 
 
 def test_bootstrap_interval_of_a_mean_is_that_of_the_normal():

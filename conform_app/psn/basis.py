@@ -201,13 +201,14 @@ def measured_signal(axes: np.ndarray, x: np.ndarray, there: np.ndarray) -> np.nd
     """Signal variance along each axis taken from the projected data rather than from a covariance.
 
     Variance over conditions of the trial averages minus the mean trial variance over the number of trials,
-    both unbiased, clipped at 0; ``x`` (n_units, n_conditions, n_trials), ``there`` its valid trials.
+    both unbiased, clipped at 0; ``x`` (n_units, n_conditions, n_trials), ``there`` its valid trials.  Where a
+    condition has none that all units have, averages are those of the trials that each unit has.
     """
-    counts = there.sum(axis=1)
-    total = np.where(there, x, 0.0).sum(axis=2)
-    means = axes.T @ (total / counts)
+    known = there[None] if there.any(axis=1).all() else ~np.isnan(x)
+    counts = known.sum(axis=2)
+    means = axes.T @ (np.where(known, x, 0.0).sum(axis=2) / counts)
     within = np.zeros(axes.shape[1])
-    repeated = np.flatnonzero(counts > 1)
+    repeated = np.flatnonzero(there.sum(axis=1) > 1)
     for c in repeated:
         y = axes.T @ x[:, c, there[c]]
         within += y.var(axis=1, ddof=1)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from conform_app.errors import UsageError
+from conform_app.errors import DataError, UsageError
 from conform_app.reliability.repeats import as_repeats
 
 
@@ -40,12 +40,13 @@ def bootstrap_interval(
     Returns
     -------
     low, high : ndarray, (n_voxels,) or ()
-        NaN where the statistic is never finite.
+        NaN where the statistic is never finite.  Draws that the statistic refuses, such as those without any
+        repeated condition, do not count.
 
     Raises
     ------
     DataError
-        If betas are not 3-D.
+        If betas are not 3-D, or the statistic refuses them as they are.
     UsageError
         If the level is not between 0 and 1 or n_boot is not positive.
     """
@@ -56,7 +57,15 @@ def bootstrap_interval(
     betas = as_repeats(betas)
     rng = np.random.default_rng(seed)
     n = betas.shape[1]
-    values = np.stack([np.asarray(statistic(betas[:, rng.integers(0, n, n)])) for _ in range(n_boot)])
+    refused = np.full(np.shape(statistic(betas)), np.nan)
+
+    def of(conditions: np.ndarray) -> np.ndarray:
+        try:
+            return np.asarray(statistic(betas[:, conditions]))
+        except DataError:
+            return refused
+
+    values = np.stack([of(rng.integers(0, n, n)) for _ in range(n_boot)])
     values = np.where(np.isfinite(values), values, np.nan)
     tail = (1 - level) / 2
     found = np.isfinite(values).any(axis=0)
