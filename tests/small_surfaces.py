@@ -99,7 +99,9 @@ def make_surface_dataset(root: Path, *, affine=AFFINE, **options) -> Path:
         write_surface(anat / f"sub-01_hemi-{hemi}_sphere.surf.gii", sphere, hemi, "sphere")
         name = f"sub-01_hemi-{hemi}_space-fsLR_desc-reg_sphere.surf.gii"
         write_surface(anat / name, turned, hemi, "sphere")
-        write_surface(anat / f"sub-01_hemi-{hemi}_desc-reg_sphere.surf.gii", turned, hemi, "sphere")
+        # another radius: a copy of the sphere for fsLR is none of fsaverage
+        other = turned[0] * 0.99, triangles
+        write_surface(anat / f"sub-01_hemi-{hemi}_desc-reg_sphere.surf.gii", other, hemi, "sphere")
     return data
 
 

@@ -9,6 +9,7 @@ that knows nothing of this person's folds, and is called so wherever it shows.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ import numpy as np
 from conform_app.bids.inputs import Fit
 from conform_app.bids.subcortex import find_subcortex, template_files
 from conform_app.bids.surfaceplan import HemiPlan, SurfacePlan
-from conform_app.bids.surfaces import HEMISPHERES, HemiFiles
+from conform_app.bids.surfaces import HEMISPHERES, HemiFiles, SubjectSurfaces
 from conform_app.errors import DataError, NoInputError
 from conform_app.images import templates
 from conform_app.images.densities import FSLR_VERTICES
@@ -73,11 +74,16 @@ def plan_surface(fit: Fit, of: str, *, images: Sequence[Any]) -> tuple[SurfacePl
             f"participant's own surfaces with the transform from-{fit.volume.space}_to-T1w_mode-image_xfm.h5."
         )
     else:
-        halves, coordinates, how = _own_halves(fit, density)
+        halves, coordinates, how = _own_halves(fit, density, warnings)
         if fit.surfaces.desc == "approx":
             warnings.append(
                 f"The surfaces of sub-{fit.subject} are approximate (desc-approx in their names): a warped "
                 "group average, not this person's cortex."
+            )
+        if fit.surfaces.to_t1w is None and fit.surfaces.left.white.suffix != ".gii":
+            warnings.append(
+                f"The surfaces in {fit.surfaces.left.white.parent} are taken to lie in T1w space: there is "
+                "no *_from-fsnative_to-T1w_mode-image_xfm.txt among the preprocessed data."
             )
     to_t1w = fit.surfaces.to_t1w if fit.surfaces is not None else None
     to_template = fit.surfaces.to_template if fit.surfaces is not None else None
@@ -100,9 +106,9 @@ def plan_surface(fit: Fit, of: str, *, images: Sequence[Any]) -> tuple[SurfacePl
     return surface, warnings
 
 
-def _own_halves(fit: Fit, density: str) -> tuple[list[HemiPlan], str, str]:
+def _own_halves(fit: Fit, density: str, warnings: list[str]) -> tuple[list[HemiPlan], str, str]:
     """Both hemispheres on the participant's surfaces."""
-    pair = dict(zip(HEMISPHERES, (fit.surfaces.left, fit.surfaces.right), strict=True))
+    pair = _without_copies(_own_files(fit.surfaces), warnings)
     if fit.space == "fsnative":
         return [_half(hemi, files, None, None, 0) for hemi, files in pair.items()], "", ""
     other = {"fsLR": "fsaverage", "fsaverage": "fsLR"}[fit.space]
@@ -117,7 +123,7 @@ def _own_halves(fit: Fit, density: str) -> tuple[list[HemiPlan], str, str]:
             "fsnative.",
         )
     coordinates = order[0]
-    name = fit.surfaces.left.registered[coordinates].name
+    name = pair["L"].registered[coordinates].name
     kind = "approx" if fit.surfaces.desc == "approx" else "msmsulc" if "msmsulc" in name else coordinates
     how = _REGISTRATION[kind]
     if coordinates != fit.space:
@@ -127,6 +133,51 @@ def _own_halves(fit: Fit, density: str) -> tuple[list[HemiPlan], str, str]:
         for hemi, files in pair.items()
     ]
     return halves, coordinates, how
+
+
+def _own_files(surfaces: SubjectSurfaces) -> dict[str, HemiFiles]:
+    """Files of both hemispheres; what is missing from FreeSurfer's folder, if that has the same mesh."""
+    pair = dict(zip(HEMISPHERES, (surfaces.left, surfaces.right), strict=True))
+    if surfaces.freesurfer is None:
+        return pair
+    spare = dict(zip(HEMISPHERES, (surfaces.freesurfer.left, surfaces.freesurfer.right), strict=True))
+    for hemi, files in spare.items():
+        mesh = files.registered.get("fsaverage") or files.sphere
+        if mesh is None or not np.array_equal(_read(str(mesh))[1], _read(str(pair[hemi].white))[1]):
+            return pair
+    return {
+        hemi: replace(
+            files,
+            cortex=files.cortex or spare[hemi].cortex,
+            sphere=files.sphere or spare[hemi].sphere,
+            registered=spare[hemi].registered | files.registered,
+        )
+        for hemi, files in pair.items()
+    }
+
+
+def _without_copies(pair: dict[str, HemiFiles], warnings: list[str]) -> dict[str, HemiFiles]:
+    """The same without spheres of fsLR that are copies of those of fsaverage.
+
+    fMRIPrep 23.1.0 and 23.1.1 wrote FreeSurfer's ``sphere.reg`` under both names; taken for a registration to
+    fsLR it would put every vertex where the two atlases differ.
+    """
+
+    def copied(files: HemiFiles) -> bool:
+        spheres = [files.registered.get(name) for name in ("fsLR", "fsaverage")]
+        return None not in spheres and np.array_equal(*(_read(str(path))[0] for path in spheres))
+
+    copies = [files.registered["fsLR"].name for files in pair.values() if copied(files)]
+    if not copies:
+        return pair
+    warnings.append(
+        f"{copies[0]} is a copy of the sphere registered to fsaverage, as fMRIPrep 23.1.0 and 23.1.1 wrote "
+        "it: not used as a registration to fsLR."
+    )
+    return {
+        hemi: replace(f, registered={name: path for name, path in f.registered.items() if name != "fsLR"})
+        for hemi, f in pair.items()
+    }
 
 
 def _half(

@@ -16,7 +16,7 @@ from conform_app.bids.candidates import Candidate
 from conform_app.bids.grouping import listed
 from conform_app.bids.layout import BidsFile, natural, parse_name
 from conform_app.bids.spaces import SpaceKey
-from conform_app.errors import NoInputError
+from conform_app.errors import DataError, NoInputError
 
 HEMISPHERES = ("L", "R")
 _GEOMETRY = ("white", "pial", "midthickness")
@@ -63,6 +63,12 @@ class SubjectSurfaces:
         Transform from FreeSurfer's space to that of the T1w image.
     to_template : Path or None
         Transform from the T1w image's space to the template in which the volumes are.
+    freesurfer : SubjectSurfaces or None
+        Where preprocessing wrote no sphere or mask beside the surfaces: FreeSurfer's of this participant.
+    session : str or None
+        In whose ``anat`` folder the surfaces are.
+    anatomies : tuple of str
+        Sessions of the fit that have surfaces of their own.
     """
 
     left: HemiFiles
@@ -72,6 +78,9 @@ class SubjectSurfaces:
     density: str | None = None
     to_t1w: Path | None = None
     to_template: Path | None = None
+    freesurfer: SubjectSurfaces | None = None
+    session: str | None = None
+    anatomies: tuple[str, ...] = ()
 
 
 def find_surfaces(
@@ -98,11 +107,11 @@ def find_surfaces(
     for root in roots:
         found = _from_anat(root, subject, sessions)
         if found is not None:
-            return found
+            return replace(found, freesurfer=_spare(found, subjects_dirs, subject, sessions))
     for folder in subjects_dirs:
         found = _from_freesurfer(folder, subject, sessions)
         if found is not None:
-            return _placed(found, roots, subject)
+            return _placed(found, roots, subject, sessions)
     looked = [f"{root}/sub-{subject}/anat" for root in roots] + [str(folder) for folder in subjects_dirs]
     raise NoInputError(
         f"sub-{subject} has no white and pial surfaces in {', '.join(looked)}.",
@@ -138,7 +147,10 @@ def _from_anat(root: Path, subject: str, sessions: Sequence[str]) -> SubjectSurf
     group = groups[place]
     own = [f for f in files if f.entities.get("session") == session]
     halves = [_hemisphere(group, own, hemi, den, root, subject) for hemi in HEMISPHERES]
-    return SubjectSurfaces(*halves, root=root, desc=desc, density=den)
+    anatomies = sorted({place[0] for place in groups if place[0] in sessions}, key=natural)
+    return SubjectSurfaces(
+        *halves, root=root, desc=desc, density=den, session=session, anatomies=tuple(anatomies)
+    )
 
 
 def _hemisphere(
@@ -214,25 +226,38 @@ def _from_freesurfer(folder: Path, subject: str, sessions: Sequence[str]) -> Sub
     return SubjectSurfaces(*halves, root=folder)
 
 
-def _placed(found: SubjectSurfaces, roots: Sequence[Path], subject: str) -> SubjectSurfaces:
+def _spare(
+    found: SubjectSurfaces, folders: Iterable[Path], subject: str, sessions: Sequence[str]
+) -> SubjectSurfaces | None:
+    """FreeSurfer's files where some are missing beside the participant's own surfaces."""
+    halves = (found.left, found.right)
+    whole = all(half.registered and half.cortex and half.sphere for half in halves)
+    if whole or found.desc is not None or found.density is not None:
+        return None
+    for folder in folders:
+        try:
+            spare = _from_freesurfer(folder, subject, sessions)
+        except NoInputError:  # a reconstruction that is not finished
+            continue
+        if spare is not None:
+            return spare
+    return None
+
+
+def _placed(
+    found: SubjectSurfaces, roots: Sequence[Path], subject: str, sessions: Sequence[str]
+) -> SubjectSurfaces:
     """Add the transform from FreeSurfer's space to the T1w image's, where preprocessing wrote one."""
-    for root in roots:
-        for file in _anat_files(root, subject):
-            known = file.suffix == "xfm" and file.extension in (".txt", ".h5")
-            if known and "from-fsnative_to-T1w" in file.path.name:
-                return replace(found, to_t1w=file.path)
-    return found
+    return replace(found, to_t1w=_transform(roots, subject, sessions, "from-fsnative_to-T1w"))
 
 
-def _to_template(roots: Sequence[Path], subject: str, sessions: Sequence[str], space: str) -> Path | None:
-    """The transform that takes points of T1w space to a template's (ITK: the image transform back)."""
+def _transform(roots: Sequence[Path], subject: str, sessions: Sequence[str], ends: str) -> Path | None:
+    """A transform of the anatomy by its ends, of the sessions given if there are several."""
     for root in roots:
         found = [
             file
             for file in _anat_files(root, subject)
-            if file.suffix == "xfm"
-            and file.extension in (".h5", ".txt")
-            and f"_from-{space}_to-T1w_" in file.path.name
+            if file.suffix == "xfm" and file.extension in (".h5", ".txt") and f"_{ends}_" in file.path.name
         ]
         if found:
             return min(found, key=lambda f: (f.entities.get("session") not in (*sessions, None), f.path)).path
@@ -273,11 +298,8 @@ class SurfaceFinder:
     ) -> SubjectSurfaces | None:
         """The participant's surfaces; None for volumes in a template's space that no transform leads to."""
         standard = volume.space.startswith("MNI152")
-        way = _to_template(self.roots, subject, sessions, volume.space) if standard else None
-        if standard and way is None:
-            return None
         try:
-            return replace(find_surfaces(subject, sessions, self.roots, self.folders), to_template=way)
+            found = find_surfaces(subject, sessions, self.roots, self.folders)
         except NoInputError as error:
             if standard:
                 return None
@@ -286,6 +308,19 @@ class SurfaceFinder:
                 f"there: {error.message}",
                 error.remedy,
             ) from error
+        if standard:
+            # ITK: the image transform from the template takes points of T1w space there
+            own = sessions if found.session is None else (found.session,)
+            way = _transform(self.roots, subject, own, f"from-{volume.space}_to-T1w")
+            return None if way is None else replace(found, to_template=way)
+        if len(found.anatomies) > 1:
+            raise DataError(
+                f"sub-{subject} has surfaces of its own in sessions {', '.join(found.anatomies)}: volumes of "
+                "one session do not lie on the surfaces of another.",
+                "Fit the sessions one by one (--fit-level session), or choose a space that the preprocessed "
+                "data come in.",
+            )
+        return found
 
 
 def places_read(found: Iterable[SubjectSurfaces | None]) -> dict[str, Path]:
@@ -299,6 +334,7 @@ def places_read(found: Iterable[SubjectSurfaces | None]) -> dict[str, Path]:
         own = packaged.home()
         if own is not None:
             places[packaged.PACKAGE] = own
-        if surfaces is not None and not (surfaces.root / "dataset_description.json").is_file():
-            places["freesurfer"] = surfaces.root
+        for one in (surfaces, surfaces.freesurfer if surfaces is not None else None):
+            if one is not None and not (one.root / "dataset_description.json").is_file():
+                places["freesurfer"] = one.root
     return places
