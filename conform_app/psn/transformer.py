@@ -84,7 +84,8 @@ class PSN(TransformerMixin, BaseEstimator):
         InputError
             If X cannot be used; it is both a DataError and a ValueError.
         """
-        for name in ("classes_", "n_features_in_", "feature_names_in_"):  # of an earlier fit to the other form
+        # of an earlier fit to the other form
+        for name in ("classes_", "n_features_in_", "feature_names_in_"):
             vars(self).pop(name, None)
         data = X if _is_3d(X) else self._by_condition(X, y)
         try:
