@@ -94,7 +94,7 @@ def test_collections_and_encoding_models_say_what_they_are(tmp_path, inputs):
     assert "_trials.tsv`: one row a trial" not in text
     models = merged / "group" / "encoding"
     content = json.loads(write(models, {"conform": merged}, kind="encoding").read_text())
-    assert content["Name"] == "CONFORM: encoding models from a collection of NSD, BMD"
+    assert content["Name"] == "CONFORM: encoding models from the collection of NSD, BMD"
     assert content["HowToAcknowledge"].count(asked) == 1
     assert "stat-weights" in (models / "README.md").read_text()
 

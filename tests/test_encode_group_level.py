@@ -52,6 +52,9 @@ def stamps(folder: Path) -> dict:
 
 def test_an_encoding_model_is_found_where_there_is_one(out) -> None:
     made = out / "group" / "encoding"
+    described = json.loads((made / "dataset_description.json").read_text())
+    assert described["Name"] == "CONFORM: encoding models from the collection of Alpha, Beta"
+    assert described["License"] == json.loads((out / "dataset_description.json").read_text())["License"]
     assert {path.name for path in made.glob("sub-*")} == {
         "sub-Alpha01",
         "sub-Alpha02",

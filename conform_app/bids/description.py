@@ -68,10 +68,9 @@ def _title(found: Mapping[str, Mapping[str, Any]], kind: str) -> str:
     if kind == "group":
         return f"collection of {', '.join(found)}"
     named = [d["Name"] for d in (found.get("raw", {}), *found.values()) if d.get("Name")]
-    source = named[0] if named else "a BIDS dataset"
     if kind == "encoding":
-        return f"encoding models from a {source.removeprefix(f'{NAME}: ')}"
-    return f"single-trial responses from {source}"
+        return f"encoding models from the {named[0].removeprefix(f'{NAME}: ') if named else 'collection'}"
+    return f"single-trial responses from {named[0] if named else 'a BIDS dataset'}"
 
 
 def _input_description(root: str | Path) -> dict[str, Any]:

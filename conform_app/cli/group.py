@@ -74,6 +74,7 @@ def run_group(session: Session) -> int:
             note["fit"] = "" if named else done["key"]
             session.notes.append({**note, "subject": "", "step": "merging"})
     if settings.group.merge_step != "participants" and not any(n["step"] == "seal" for n in session.notes):
+        _describe(settings)  # first: the description of the encoding models repeats what it says
         try:
             run_encode(session)
         finally:  # what was merged is reported, whatever became of the models
@@ -234,12 +235,10 @@ def _memory(found: Survey) -> float:
     return 0.4 + 8 * max(sizes, default=0) / 2**30
 
 
-def _finish(session: Session, job: GroupJob) -> None:
-    """HDF5 files and the report."""
+def _describe(settings: Settings) -> None:
+    """Make the folder a dataset, if no participant level has."""
     from conform_app.bids.dataset import write_dataset
-    from conform_app.mosaic.collection import Collection
 
-    settings = session.settings
     if not (settings.output_dir / "dataset_description.json").exists():
         write_dataset(
             settings.output_dir,
@@ -249,6 +248,13 @@ def _finish(session: Session, job: GroupJob) -> None:
             inputs={name.removeprefix("conform_"): path for name, path in settings.inputs.derivatives},
             kind="group",
         )
+
+
+def _finish(session: Session, job: GroupJob) -> None:
+    """HDF5 files and the report."""
+    from conform_app.mosaic.collection import Collection
+
+    settings = session.settings
     stores = sorted((settings.output_dir / "group").glob("*_betas.zarr"))
     if settings.group.export_hdf5 and stores:
         for store in stores:
