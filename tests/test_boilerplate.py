@@ -67,6 +67,11 @@ def wiener():
     return {"mode": "wiener", "basis": "wiener", "level": "global", "n_dims": [3.27], "n_parcels": 1}
 
 
+def auto(criterion="wiener", level="global"):
+    found = {"basis": "difference", "criterion": criterion, "level": level, "n_dims": [40.5], "n_parcels": 1}
+    return {"mode": "auto"} | found
+
+
 def blocks(mode="cv"):
     return {"mode": mode, "basis": "signal", "level": "unit", "n_dims": [5.0, 9.0, 7.0], "n_parcels": 3}
 
@@ -81,6 +86,15 @@ CASES = {
     "fixed": [make_record(no_repeats="fixed", fracs=[0.5], pcnum=3, psn=None)],
     "psn off": [make_record(psn=None)],
     "wiener": [make_record(psn=wiener())],
+    "auto": [make_record(psn=auto())],
+    "autos": [
+        make_record(psn=auto()),
+        make_record("02", psn=auto("cv", "unit")),
+        make_record("03", psn=auto("blend", "unit")),
+        make_record("04", psn=auto("cv")),
+        make_record("05", psn=auto()),
+    ],
+    "auto in blocks": [make_record(psn=blocks("auto"))],
     "blocks": [make_record(psn=blocks(), kind="cifti", space="fsLR", den="91k")],
     "preset": [make_record(psn=blocks("conservative"))],
     "surface": [make_record(kind="gifti", space="fsaverage", den="10k")],
@@ -167,6 +181,15 @@ def case(name, inputs=None):
         ),
         ("psn off", ["PSN was not applied"]),
         ("wiener", ["Wiener filter", "3.27 of 90 effective dimensions were kept"]),
+        ("auto", ["cross-validation over repeats: here the Wiener filter. 40.5 of 90 effective"]),
+        (
+            "autos",
+            [
+                "here the Wiener filter (2 fits), a cut for each voxel (1 fit), a weighted mean (1 fit) and"
+                " one cut for all (1 fit)."
+            ],
+        ),
+        ("auto in blocks", ["cross-validation over repeats, in each block by itself."]),
         (
             "blocks",
             [

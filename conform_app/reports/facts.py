@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 from conform_app.reports.parcels import together
@@ -321,12 +322,27 @@ def _psn_how(mode: str, levels: set[str], on: list[tuple[dict[str, Any], dict[st
         return (
             f"The condition averages were projected onto leading dimensions{basis} (one number for all or one"
             f" for each {one}), multiplied by the Wiener filter of the two covariances, or both with weights,"
-            " whichever predicted held-out trials best in cross-validation over repeats."
+            f" whichever predicted held-out trials best in cross-validation over repeats{_chosen(on, one)}."
         )
     if mode == "wiener":
         return "The condition averages were multiplied by the Wiener filter of the two covariances."
     rule = _PSN_PRESETS.get(mode, "the dimensions that the method selects")
     return f"The condition averages were projected onto {rule} (preset `{mode}`)."
+
+
+def _chosen(on: list[tuple[dict[str, Any], dict[str, Any]]], one: str) -> str:
+    """What PSN's `auto` decided for, as far as one choice holds for a whole fit."""
+    made = [choice for _, choice in on if choice.get("mode") == "auto"]
+    if any(choice.get("n_parcels", 1) > 1 for choice in made):
+        return ", in each block by itself"
+    if not all(choice.get("criterion") for choice in made):
+        return ""
+    soft = {"wiener": "the Wiener filter", "blend": "a weighted mean"}
+    cuts = {"unit": f"a cut for each {one}"}
+    found = Counter(soft.get(c["criterion"]) or cuts.get(c.get("level"), "one cut for all") for c in made)
+    if len(found) == 1:
+        return f": here {next(iter(found))}"
+    return ": here " + joined([f"{name} ({count(n, 'fit')})" for name, n in found.most_common()])
 
 
 def software_sentence(records: list[dict[str, Any]]) -> str:
