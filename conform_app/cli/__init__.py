@@ -26,8 +26,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         settings = parse(argv)
         from conform_app.cli.run import run
+        from conform_app.cli.session import termination_interrupts
 
-        return run(settings)
+        with termination_interrupts():
+            return run(settings)
     except ConformError as error:
         print(f"conform: error: {error} (exit code {error.exit_code})", file=sys.stderr)
         return error.exit_code

@@ -6,12 +6,16 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 import sys
+import threading
 import time
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from conform_app.errors import ConformError, RunFailed
 from conform_app.settings import Settings, to_toml
@@ -70,6 +74,30 @@ def start_logging(verbose: int) -> None:
     LOGGER.handlers[0].setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S"))
 
 
+@contextmanager
+def termination_interrupts() -> Iterator[None]:
+    """Take the signals that end a process (scheduler, closed terminal) as an interruption from the keyboard.
+
+    A signal that is ignored (``nohup``) stays so.
+    """
+
+    def interrupt(*_: object) -> NoReturn:
+        raise KeyboardInterrupt
+
+    changed = []
+    if threading.current_thread() is threading.main_thread():
+        for name in ("SIGTERM", "SIGHUP"):
+            number = getattr(signal, name, None)
+            if number is not None and signal.getsignal(number) is signal.SIG_DFL:
+                signal.signal(number, interrupt)
+                changed.append(number)
+    try:
+        yield
+    finally:
+        for number in changed:
+            signal.signal(number, signal.SIG_DFL)
+
+
 def write_logs(session: Session, *, final: bool) -> None:
     """Write each participant's settings, and how its fits went, into this call's log folder.
 
@@ -84,7 +112,8 @@ def write_logs(session: Session, *, final: bool) -> None:
         folder = session.log_dir(subject)
         folder.mkdir(parents=True, exist_ok=True)
         replace_text(folder / "conform.toml", to_toml(session.settings))
-        own = [note for note in session.notes if note["subject"] == subject]
+        # an error that names nobody may be anybody's
+        own = [note for note in session.notes if note["subject"] in (subject, "")]
         status = {"state": "running", "exit_code": None, "errors": own}
         if final and (own or session.finished):
             status |= {"state": "failed" if own else "complete", "exit_code": exit_code(own, 0)}

@@ -96,10 +96,12 @@ def locked(work_dir: Path, subjects: Sequence[str]) -> Iterator[None]:
         yield
 
 
-def _announcer() -> Callable[[Any, str], None]:
-    """Return a Nipype status callback that logs which step of which fit starts."""
+def _announcer(stop: Any) -> Callable[[Any, str], None]:
+    """Return a Nipype status callback that logs which step of which fit starts, and ends a stopped run."""
 
     def announce(node: Any, status: str) -> None:
+        if stop.came:
+            raise KeyboardInterrupt
         if status == "start" and node.name in STEPS:
             plan = Path(node.inputs.plan_file).stem
             LOGGER.info("%s: %s", plan, STEPS[node.name])
@@ -135,9 +137,16 @@ def run_workflow(
     -------
     list of dict
         The notes: exit_code, message, remedy, fit, subject, step.  Empty when all went well.
+
+    Raises
+    ------
+    KeyboardInterrupt
+        A signal stopped the run; no process of it is left.
     """
     from nipype import config
     from nipype import logging as nipype_logging
+
+    from conform_app.workflows.processes import StepProcessesPlugin, end_text, stopping
 
     config.update_config(
         {
@@ -157,19 +166,40 @@ def run_workflow(
     )
     nipype_logging.update_logging(config)
     workflow.config["execution"].update(config._sections["execution"])
-    arguments = {"plugin": plugin["plugin"], "plugin_args": {**plugin["plugin_args"]}}
-    arguments["plugin_args"].setdefault("status_callback", _announcer())
-    failure = None
-    try:
-        workflow.run(**arguments)
-    except (RuntimeError, OSError) as error:
-        failure = error
+    failure, killed = None, []
+    with stopping() as stop:
+        arguments = {"status_callback": _announcer(stop), **plugin["plugin_args"]}
+        try:
+            if plugin["plugin"] == "MultiProc":
+                runner = StepProcessesPlugin(arguments)
+                killed = runner.killed
+                workflow.run(plugin=runner)
+            else:
+                workflow.run(plugin=plugin["plugin"], plugin_args=arguments)
+        except (RuntimeError, OSError) as error:
+            failure = error
+        if stop.came:
+            raise KeyboardInterrupt
     notes = []
     for folder in log_dirs:
         notes += [json.loads(p.read_text(encoding="utf-8")) for p in sorted(folder.glob("error-*.json"))]
+    told = {note.get("fit") for note in notes}
+    left = [_note_of_killed(node, end_text(exit_code)) for node, exit_code in killed]
+    notes += [note for note in left if not note["fit"] or note["fit"] not in told]
     if failure is not None and not notes:
         last = str(failure).strip().splitlines()[-1:] or ["Nipype stopped."]
         notes.append(
             {"exit_code": 1, "message": last[0], "remedy": "See the crash files.", "fit": "", "subject": ""}
         )
     return notes
+
+
+def _note_of_killed(node: Any, how: str) -> dict[str, Any]:
+    """The note that a step could not leave itself."""
+    note = {"exit_code": 1, "message": how, "fit": "", "subject": "", "step": node.name}
+    note["remedy"] = "Give fewer --nprocs or more memory; what is finished is not computed again."
+    plan_file = getattr(node.inputs, "plan_file", None)
+    if plan_file is not None and Path(str(plan_file)).is_file():
+        plan = json.loads(Path(plan_file).read_text(encoding="utf-8"))
+        note |= {"fit": plan.get("name", ""), "subject": plan.get("subject", "")}
+    return note
