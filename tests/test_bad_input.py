@@ -87,6 +87,60 @@ def test_truncated_nifti(dataset, capsys):
     refused(capsys, dataset, 74, path.name, "opy it again")
 
 
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (("csff",), "has no csff"),
+        (("motion6", "aroma*"), "has no such column"),
+        (("a_comp_cor:5",), "no such"),
+    ],
+)
+def test_a_dry_run_reads_the_confounds(dataset, capsys, words, named):
+    refused(capsys, dataset, 64, "run-1_desc-confounds", named, options=(*PLAN_ONLY, "--confounds", *words))
+
+
+def test_a_dry_run_misses_a_confounds_file(dataset, capsys):
+    sorted(dataset.rglob("*confounds_timeseries.tsv"))[1].unlink()
+    refused(capsys, dataset, 65, "run-2", "no confounds", options=(*PLAN_ONLY, "--confounds", "motion6"))
+
+
+def test_sidecar_that_was_not_fetched(dataset, capsys):
+    path = next((dataset / "derivatives").rglob("*run-1*_bold.json"))
+    path.unlink()
+    path.symlink_to("../../.git/annex/objects/gone")
+    refused(capsys, dataset, 66, path.name, "datalad get")
+
+
+def test_a_query_that_drops_nothing_is_told(dataset, capsys):
+    for path in dataset.rglob("*_events.tsv"):
+        path.write_text(path.read_text().replace("face", "0012").replace("house", "0007"))
+        path.write_text(path.read_text().replace("cat", "0100").replace("shoe", "0003"))
+    said = {}
+    for query in ("trial_type == '0012'", "trial_type == 12"):
+        assert call(dataset, dataset.parent / "out", *PLAN_ONLY, "--ignore-trials", query) == 0
+        said[query] = capsys.readouterr().out
+    assert "drops no row of any run; a column of numbers" in said["trial_type == '0012'"]
+    assert "drops no row" not in said["trial_type == 12"]
+
+
+def test_masks_of_other_runs_stand_in_for_a_missing_one(dataset, capsys):
+    masks = sorted(dataset.rglob("*_mask.nii.gz"))
+    masks[0].unlink()
+    assert call(dataset, dataset.parent / "out", *PLAN_ONLY) == 0
+    assert "No brain mask for run-1: those of the other runs are used." in capsys.readouterr().out
+    masks[1].unlink()
+    assert call(dataset, dataset.parent / "out", *PLAN_ONLY) == 0
+    assert "No brain mask for run-1, run-2: every voxel that varies is fitted." in capsys.readouterr().out
+
+
+def test_a_tab_at_the_end_of_rows_is_no_matter(dataset, capsys, recwarn):
+    path = events_of(dataset)
+    head, *rows = path.read_text().splitlines()
+    path.write_text("\n".join([head, *(f"{row}\t" for row in rows)]) + "\n")
+    assert call(dataset, dataset.parent / "out", *PLAN_ONLY) == 0
+    assert not [warning for warning in recwarn if "header" in str(warning.message)]
+
+
 def test_runs_with_different_grids(dataset, capsys):
     path = bold_files(dataset)[1]
     edit_bold(path, lambda data: data[:, :, :3])
@@ -206,3 +260,18 @@ def test_nan_inf_and_constant_voxels_are_left_out_and_touch_no_other(dataset, tm
     assert (after[~bad].any(axis=-1) == before[~bad].any(axis=-1)).all()
     record = json.loads(next(dirty.rglob("log/fits/*.json")).read_text())
     assert any("100 voxels" in text and "not finite" in text for text in record["warnings"])
+
+
+@needs_permissions
+@pytest.mark.parametrize("what", ["image", "folder"])
+def test_what_may_not_be_read(dataset, what):
+    path = bold_files(dataset)[0] if what == "image" else dataset / "derivatives" / "fmriprep" / "sub-01"
+    mode = path.stat().st_mode
+    path.chmod(0)
+    done = call_with_permissions(dataset, dataset.parent / "out", "--dry-run")
+    path.chmod(mode)
+    last = done.stderr.strip().splitlines()[-1]
+    assert done.returncode == 74, done.stderr
+    assert str(path) in last
+    assert "permission" in last
+    assert "Traceback" not in done.stderr

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from conform_app.bids.confounds import MOTION, read_confounds, select_confounds
+from conform_app.bids.confounds import MOTION, read_confounds, select_confounds, select_of_runs
 from conform_app.errors import DataError, FileFaultError, UsageError
 
 N = 12
@@ -95,6 +95,30 @@ def test_unknown_names(write, table, spec):
         read_confounds(write(table), spec, N)
     if "comp" not in spec:
         assert "framewise_displacement" in caught.value.remedy
+
+
+def test_an_unknown_name_lists_no_more_columns_than_a_line_holds(write, table):
+    more = pd.DataFrame({f"t_comp_cor_{n:03d}": table["rot_x"] for n in range(300)})
+    many = pd.concat([table, more], axis=1)
+    with pytest.raises(UsageError) as caught:
+        read_confounds(write(many), "csf", N)
+    assert caught.value.remedy.count(", ") == 39
+    assert caught.value.remedy.endswith(f"and {len(many.columns) - 40} more.")
+
+
+def test_outliers_need_not_be_in_every_run(tmp_path, table):
+    spike = np.eye(N)[4]
+    with_one = table.assign(motion_outlier00=spike)
+    paths = [tmp_path / f"run-{n}.tsv" for n in (1, 2, 3)]
+    for path, run in zip(paths, (table, with_one, table), strict=True):
+        run.to_csv(path, sep="\t", index=False, na_rep="n/a")
+    values, told = select_of_runs(paths, ["rot_x", "motion_outlier*", "motion_outlier:1"], [N] * 3)
+    assert [run.shape for run in values] == [(N, 1), (N, 2), (N, 1)]
+    np.testing.assert_allclose(values[1][:, 1], spike - 1 / N)
+    assert told[0] == "--confounds motion_outlier*: 2 of 3 runs have no such column."
+    for unknown in ("csf", "motion_outlier00", "non_steady_state*"):  # a column by name, or nowhere
+        with pytest.raises(UsageError, match="has no"):
+            select_of_runs(paths, [unknown], [N] * 3)
 
 
 def test_constant_columns_are_dropped(write, table):

@@ -9,7 +9,7 @@ from pathlib import Path
 from conform_app.bids.candidates import Candidate
 from conform_app.bids.filters import Filters, passes_filter
 from conform_app.bids.inherit import inheritable, run_entities, run_folder
-from conform_app.bids.layout import BidsFile, Dataset
+from conform_app.bids.layout import FETCH, NOT_FETCHED, BidsFile, Dataset
 from conform_app.bids.spaces import NATIVE_BOLD
 from conform_app.errors import NoInputError
 
@@ -27,9 +27,7 @@ def describe(entities: Mapping[str, str]) -> str:
 def present(path: Path) -> Path:
     """The path, if its content is there (datalad leaves dangling links)."""
     if not path.exists():
-        raise NoInputError(
-            f"{path} is a link to a file that is not here.", "Fetch it, e.g. with datalad get."
-        )
+        raise NoInputError(f"{path} {NOT_FETCHED}", FETCH)
     return path
 
 

@@ -11,6 +11,9 @@
 ``csf``             a column
 ==================  ==================================================================================
 
+A pattern or a number of columns must find some in one run of a fit at least; there are none in others where
+preprocessing saw no reason for them (``motion_outlier*``).
+
 Differences and squares that the file lacks are computed.  Columns come out mean-centred.  fMRIPrep writes
 ``n/a`` in the first row of what has no value there (differences, framewise displacement): it becomes the mean
 of the other rows, 0 after centring, which pulls the fit neither way.
@@ -21,7 +24,7 @@ Friston KJ et al. (1996) Magn. Reson. Med. 35:346 (the 24 motion regressors).
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -36,6 +39,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 MOTION = ("trans_x", "trans_y", "trans_z", "rot_x", "rot_y", "rot_z")
+SHOWN = 40
+"""Columns that an error lists; preprocessing may write hundreds."""
 _DERIVED = re.compile(r"^(?P<base>(?:trans|rot)_[xyz])(?P<diff>_derivative1)?(?P<square>_power2)?$")
 
 
@@ -60,6 +65,29 @@ def select_confounds(path: Path, spec: str | Iterable[str], n_volumes: int) -> t
     """Values and warnings of :func:`read_confounds`."""
     found = read_confounds(path, spec, n_volumes)
     return found.values, list(found.warnings)
+
+
+def select_of_runs(
+    paths: Sequence[Path], spec: str | Iterable[str], n_volumes: Sequence[int]
+) -> tuple[list[np.ndarray], list[str]]:
+    """Values of :func:`read_confounds` for each run of a fit, and warnings.
+
+    What several columns may match need not be in every run, but in one.
+    """
+    asked = [spec] if isinstance(spec, str) else list(spec)
+    tables = [_read(Path(path)) for path in paths]
+    optional, warnings = set(), []
+    for item in filter(_many, asked):
+        without = sum(not _matching(item, table) for table in tables)
+        if 0 < without < len(tables):
+            optional.add(item)
+            warnings.append(f"--confounds {item}: {without} of {len(tables)} runs have no such column.")
+    found = [
+        _select(table, Path(path), asked, n, optional)
+        for table, path, n in zip(tables, paths, n_volumes, strict=True)
+    ]
+    warnings += [text for run in found for text in run.warnings]
+    return [run.values for run in found], warnings
 
 
 def read_confounds(path: Path, spec: str | Iterable[str], n_volumes: int) -> Confounds:
@@ -89,21 +117,27 @@ def read_confounds(path: Path, spec: str | Iterable[str], n_volumes: int) -> Con
         The file cannot be read.
     """
     asked = [spec] if isinstance(spec, str) else list(spec)
-    asked = [item for item in asked if item != "none"]
-    if not asked:
+    if not any(item != "none" for item in asked):
         return Confounds((), np.empty((n_volumes, 0)))
-    table = _read(Path(path))
+    return _select(_read(Path(path)), Path(path), asked, n_volumes)
+
+
+def _select(
+    table: pd.DataFrame, path: Path, asked: Iterable[str], n_volumes: int, optional: Collection[str] = ()
+) -> Confounds:
+    """Columns of one run; items that are `optional` may match none."""
     if len(table) != n_volumes:
         raise DataError(
             f"{path} has {len(table)} rows for {n_volumes} volumes.", "Use the confounds of this very run."
         )
     warnings: list[str] = []
-    names = list(dict.fromkeys(name for item in asked for name in _expand(item, table, path, warnings)))
+    items = [item for item in asked if item != "none" and (item not in optional or _matching(item, table))]
+    names = list(dict.fromkeys(name for item in items for name in _expand(item, table, path, warnings)))
     columns, kept = [], []
     for name in names:
         values = _centred(_column(name, table, path), name, path)
         if values is None:
-            warnings.append(f"{Path(path).name}: {name} is constant and is dropped.")
+            warnings.append(f"{path.name}: {name} is constant and is dropped.")
         else:
             columns.append(values)
             kept.append(name)
@@ -126,6 +160,19 @@ def _read(path: Path) -> pd.DataFrame:
     return table
 
 
+def _many(item: str) -> bool:
+    """Whether an item may match several columns, by number or by pattern."""
+    return ":" in item or any(sign in item for sign in "*?[")
+
+
+def _matching(item: str, table: pd.DataFrame) -> list[str]:
+    """Columns that a pattern, or the prefix of numbered columns, matches, in natural order."""
+    if ":" in item:
+        numbered = re.compile(rf"{re.escape(item.rpartition(':')[0])}_?\d+")
+        return sorted((name for name in table if numbered.fullmatch(name)), key=natural)
+    return sorted((name for name in table if fnmatchcase(name, item)), key=natural)
+
+
 def _expand(item: str, table: pd.DataFrame, path: Path, warnings: list[str]) -> list[str]:
     """Column names that one item of the specification means."""
     if item in ("motion6", "motion12", "motion24"):
@@ -135,25 +182,25 @@ def _expand(item: str, table: pd.DataFrame, path: Path, warnings: list[str]) -> 
         if item == "motion24":
             names += [f"{name}_power2" for name in names]
     elif ":" in item:
-        prefix, _, count = item.rpartition(":")
+        count = item.rpartition(":")[2]
         if not count.isdecimal() or int(count) < 1:
             raise UsageError(
                 f"--confounds {item}: {count!r} is not a number of columns.", "For instance a_comp_cor:5."
             )
-        numbered = re.compile(rf"{re.escape(prefix)}_?\d+")
-        names = sorted((name for name in table if numbered.fullmatch(name)), key=natural)
+        names = _matching(item, table)
         if names and len(names) < int(count):
-            warnings.append(f"{Path(path).name}: {item} asks for {count} columns, there are {len(names)}.")
+            warnings.append(f"{path.name}: {item} asks for {count} columns, there are {len(names)}.")
         names = names[: int(count)]
-    elif any(sign in item for sign in "*?["):
-        names = sorted((name for name in table if fnmatchcase(name, item)), key=natural)
+    elif _many(item):
+        names = _matching(item, table)
     else:
         names = [item]
     unknown = [name for name in names if name not in table and not _base_of(name, table)]
     if unknown or not names:
         raise UsageError(
             f"--confounds {item}: {path} has no {unknown[0] if unknown else 'such column'}.",
-            f"Its columns are {', '.join(table)}.",
+            f"Its columns are {', '.join(list(table)[:SHOWN])}"
+            + (f" and {len(table.columns) - SHOWN} more." if len(table.columns) > SHOWN else "."),
         )
     return names
 

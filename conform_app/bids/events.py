@@ -75,14 +75,17 @@ def read_events(path: Path) -> EventRows:
         It cannot be read.
     """
     import csv
+    import warnings
 
     import pandas as pd
 
     try:
-        table = pd.read_csv(
-            path, sep="\t", dtype=str, keep_default_na=False, encoding="utf-8-sig", skip_blank_lines=False,
-            quoting=csv.QUOTE_MINIMAL, index_col=False,
-        )  # fmt: skip
+        with warnings.catch_warnings():  # a tab at the end of rows is a column without a name
+            warnings.simplefilter("ignore", pd.errors.ParserWarning)
+            table = pd.read_csv(
+                path, sep="\t", dtype=str, keep_default_na=False, encoding="utf-8-sig",
+                skip_blank_lines=False, quoting=csv.QUOTE_MINIMAL, index_col=False,
+            )  # fmt: skip
     except pd.errors.EmptyDataError as error:
         raise DataError(f"{path} is empty.", "Fill it or leave the run out.") from error
     except (pd.errors.ParserError, UnicodeDecodeError) as error:

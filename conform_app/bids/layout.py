@@ -35,6 +35,9 @@ ENTITIES = {
 }  # fmt: skip
 INDEX_ENTITIES = frozenset({"run", "echo", "flip", "inv", "split", "chunk"})
 
+NOT_FETCHED = "is a link to a file that is not here."
+FETCH = "Fetch it, e.g. with datalad get."
+
 _PART = re.compile(r"([A-Za-z]+)-([A-Za-z0-9+]+)")
 _SKIPPED = (
     r"^/(?:derivatives|sourcedata|code|stimuli|models|logs?|work)(?:/|$)",
@@ -117,14 +120,16 @@ def read_json(path: Path) -> dict[str, Any]:
     ------
     DataError
         It is not a JSON object.
-    FileFaultError
-        It cannot be read.
+    FileFaultError, NoInputError
+        It cannot be read, or is a link to content that was not fetched.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise DataError(f"{path} is not valid JSON: {error}.", "Correct or remove the file.") from error
     except OSError as error:
+        if path.is_symlink() and not path.exists():
+            raise NoInputError(f"{path} {NOT_FETCHED}", FETCH) from error
         raise FileFaultError(f"{path} cannot be read: {error.strerror}.", "Check its permissions.") from error
     if not isinstance(content, dict):
         raise DataError(f"{path} does not hold a JSON object.", "Correct or remove the file.")
@@ -212,13 +217,20 @@ def _walk(root: Path, subjects: list[str] | None, database: Path | None = None) 
         ignore.append(re.compile(rf"/sub-(?!(?:{labels})(?:[/_.]|$))"))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        layout = BIDSLayout(
-            str(root),
-            validate=False,
-            config=["bids", "derivatives"],
-            database_path=None if database is None else str(database),
-            indexer=BIDSLayoutIndexer(validate=False, ignore=ignore, index_metadata=False),
-        )
+        try:
+            layout = BIDSLayout(
+                str(root),
+                validate=False,
+                config=["bids", "derivatives"],
+                database_path=None if database is None else str(database),
+                indexer=BIDSLayoutIndexer(validate=False, ignore=ignore, index_metadata=False),
+            )
+        except PermissionError as error:
+            where = Path(error.filename or root)
+            raise FileFaultError(
+                f"{where.parent if where.name == 'layout_config.json' else where} cannot be read.",
+                "Check its permissions, or leave it out with --participant-label.",
+            ) from error
     return [Path(path) for path in layout.get_files()]
 
 

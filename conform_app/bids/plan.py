@@ -255,7 +255,9 @@ def analysis_points(plan: FitPlan) -> tuple[np.ndarray, list[str]]:
         )
     warnings = []
     if without and plan.kind == "volume":
-        warnings.append(f"No brain mask for {', '.join(without)}: every voxel that varies is fitted.")
+        used = "those of the other runs are used" if len(without) < len(plan.runs) else ""
+        used = used or "every voxel that varies is fitted"
+        warnings.append(f"No brain mask for {', '.join(without)}: {used}.")
     return points, warnings
 
 
@@ -295,7 +297,6 @@ def load_runs(plan: FitPlan, confounds: tuple[str, ...], scratch: Path | None = 
     DataError, FileFaultError
         See :mod:`conform_app.images` and :mod:`conform_app.bids.confounds`.
     """
-    from conform_app.bids.confounds import select_confounds
     from conform_app.images import open_run
 
     points, warnings = analysis_points(plan)
@@ -304,16 +305,27 @@ def load_runs(plan: FitPlan, confounds: tuple[str, ...], scratch: Path | None = 
         bold: list[Any] = [run.load(points) for run in runs]
     else:
         bold = [run.leave_on_disk(points, scratch / f"bold-{n}.f4") for n, run in enumerate(runs)]
+    regressors, told = load_confounds(plan, confounds)
+    return LoadedRuns(bold, regressors, points, [*warnings, *told])
+
+
+def load_confounds(plan: FitPlan, confounds: tuple[str, ...]) -> tuple[list[np.ndarray] | None, list[str]]:
+    """Read the confounds of each run, and warnings; None when nothing is asked for.
+
+    Raises
+    ------
+    DataError, UsageError, FileFaultError
+        A run has no table, or not the columns (see :mod:`conform_app.bids.confounds`).
+    """
+    from conform_app.bids.confounds import select_of_runs
+
     if confounds in ((), ("none",)):
-        return LoadedRuns(bold, None, points, warnings)
-    regressors = []
+        return None, []
     for run in plan.runs:
         if run.confounds is None:
             raise DataError(
                 f"{plan.name}, {run.label}: no confounds file, but --confounds {' '.join(confounds)} is set.",
                 "Leave --confounds out or add the run's desc-confounds_timeseries.tsv.",
             )
-        values, told = select_confounds(Path(run.confounds), confounds, run.n_volumes)
-        regressors.append(values)
-        warnings.extend(told)
-    return LoadedRuns(bold, regressors, points, warnings)
+    paths = [Path(run.confounds) for run in plan.runs if run.confounds is not None]
+    return select_of_runs(paths, confounds, [run.n_volumes for run in plan.runs])

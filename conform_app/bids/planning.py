@@ -21,7 +21,7 @@ from conform_app.bids.carried import plan_surface
 from conform_app.bids.carrycost import points_fitted, surface_memory
 from conform_app.bids.inputs import Fit, RunInput
 from conform_app.bids.naming import RUN_ENTITIES
-from conform_app.bids.plan import FitPlan, RunPlan
+from conform_app.bids.plan import FitPlan, RunPlan, load_confounds
 from conform_app.bids.psncost import psn_memory
 from conform_app.bids.trials import TrialTable, build_trials
 from conform_app.errors import DataError
@@ -245,6 +245,7 @@ def _completed(plan: FitPlan, model: ModelSettings) -> FitPlan:
     memory = max(memory, surface_memory(plan, BASE_MEMORY))
     if plan.surface is not None:
         n_voxels = plan.surface.n_target
+    told += load_confounds(plan, model.confounds)[1]
     if not plan.repeats_across_runs:
         _without_repeats(plan, model, told)
     plan = replace(plan, n_voxels=n_voxels, memory_glm=memory, warnings=(*plan.warnings, *told))

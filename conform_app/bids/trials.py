@@ -202,8 +202,9 @@ def build_trials(
     raw = [read_events(run.events) for run in fit.runs]
     tables = [drop_rows(rows, settings.ignore_trials) for rows in raw]
     columns = stim_columns(tables, settings.stim_column, settings.block_column)
+    told = _query_in_vain(settings.ignore_trials, tables)
     shifts = onset_shifts([run.task for run in fit.runs], settings)
-    warnings: list[str] = []
+    warnings: list[str] = [told] if told else []
     if settings.stim_column is None and settings.block_column is not None:
         warnings.append(
             f"Stimuli are named by {columns[0]}, which is constant within {settings.block_column}."
@@ -276,6 +277,16 @@ def _table(fit: Fit, per_run: Sequence[Sequence[_Trial]], column: str, warnings:
         session_labels=tuple(fit.sessions),
         pooled=len(fit.sessions) > 1,
         warnings=tuple(dict.fromkeys(warnings)),
+    )
+
+
+def _query_in_vain(query: str | None, tables: Sequence[EventRows]) -> str:
+    """What to say of a query that drops nothing: mostly a label spelled otherwise, or a number in quotes."""
+    if not query or any(len(rows.table) < rows.n_read for rows in tables):
+        return ""
+    return (
+        f"--ignore-trials {query!r} drops no row of any run; a column of numbers is compared with a number "
+        "without quotes."
     )
 
 

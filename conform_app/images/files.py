@@ -65,6 +65,8 @@ def reading(path: Path) -> Iterator[None]:
     except ConformError:
         raise
     except ImageFileError as error:
+        if not os.access(path, os.R_OK):  # nibabel hides why
+            raise FileFaultError(f"{path} may not be read.", "Give yourself read permission.") from error
         raise FileFaultError(f"{path} is not an image that can be read: {error}.", COPY_AGAIN) from error
     except PermissionError as error:
         raise FileFaultError(f"{path} may not be read.", "Give yourself read permission.") from error
