@@ -166,6 +166,38 @@ def test_a_study_added_later_leaves_the_others_as_they_are(sites, tmp_path):
     assert manifest["history"][1]["added"] == ["sub-01_Gamma", "sub-02_Gamma"]
 
 
+def test_a_later_call_that_names_only_the_new_study_loses_nothing_of_the_others(sites, merged, tmp_path):
+    out = tmp_path / "out"
+    assert group(sites, sites, out, names=NAMES[:2]) == 0
+    assert group(sites, sites, out, names=NAMES[2:]) == 0
+    earlier = ["sub-01_Alpha", "sub-02_Alpha", "sub-01_Beta", "sub-02_Beta"]
+    for name, key in (
+        ("trials", ["participant", "unit", "run", "onset"]),
+        ("methodology", ["participant", "session"]),
+        ("participants", ["participant"]),
+        ("stimuli", ["stimulus"]),
+        ("variance", ["outcome", "field"]),
+        ("missing", ["field"]),
+    ):
+        found, expected = (table(o, name).set_index(key).sort_index() for o in (out, merged))
+        assert set(found.index) == set(expected.index)
+        if name == "participants":
+            assert set(found.loc[earlier, "reason"]) == {
+                "merged by an earlier call; not among the participants of this one"
+            }
+            found, expected = found.drop(columns="reason"), expected.drop(columns="reason")
+        if name == "missing":  # in the order of the calls
+            found, expected = (t.assign(datasets=t["datasets"].map(len)) for t in (found, expected))
+        if name != "stimuli":  # whose order, and so the name of what two studies share, is that of the calls
+            pd.testing.assert_frame_equal(found[expected.columns], expected)
+            continue
+        assert found["n_trials"].tolist() == expected["n_trials"].tolist()
+        assert (found["n_trials"].astype(int) > 0).all()
+    from conform_app.mosaic.collection import Collection
+
+    assert len(Collection.open(store(out)).table("methodology")) == len(table(merged, "methodology"))
+
+
 def test_one_job_a_participant_and_a_last_one_that_seals(sites, merged, tmp_path):
     """Jobs at once, each a process of its own, then the seal: as one call."""
     out = tmp_path / "out"

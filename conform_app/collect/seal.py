@@ -14,6 +14,7 @@ from conform_app.bids.methodology import FIELDS, methodology_table, missing_tabl
 from conform_app.bids.naming import group_name, group_products, sidecar_name
 from conform_app.bids.pooling import Member, Pool, method_hash, method_of
 from conform_app.bids.provenance import software_versions, write_json, write_tsv
+from conform_app.collect.earlier import earlier_methodology, earlier_rows, with_earlier
 from conform_app.collect.plans import Gathered
 from conform_app.mosaic import resolve_duplicates, split_stimuli
 from conform_app.mosaic.explain import explain_variance
@@ -100,28 +101,48 @@ def seal(
     )
     split = _split(identity, shown_of(identity), gathered, settings)
     split = without_shared_frames(split, identity, gathered.movies)
-    there = set() if collection is None else {*collection.keys, *collection.pending}
-    tables = {
-        "participants": _participants(pool, gathered, there, failed),
-        "methodology": methodology_table(pool.members),
-    }
-    tables["missing"] = missing_table(tables["methodology"])
-    outcomes = {} if collection is None else measure(collection, sorted(there))
-    tables["variance"] = _variance(outcomes, tables["methodology"])
-    tables["trials"] = _trials(gathered, identity, split)
-    tables["stimuli"] = _stimuli(identity, split, tables["trials"])
-    tables["near"] = identity.near
-    tables["audit"] = split.audit.table()
+    tables, outcomes = _tables(pool, gathered, collection, identity, split, failed)
     if collection is not None:
-        kept: dict[str, Any] = {name: tables[name] for name in ("methodology", "missing", "variance")}
+        more: dict[str, Any] = {name: tables[name] for name in ("methodology", "missing", "variance")}
         if settings.harmonise == "combat":
-            found = harmonised(collection, sorted(there), shown_of(identity))
+            everybody = sorted({*collection.keys, *collection.pending})
+            found = harmonised(collection, everybody, shown_of(identity))
             gathered.account += found.account
-            kept |= {"harmonised": found.table, "harmonised_scale": found.scale}
-        collection.seal(identity, split, tables={**kept, "gathered": tables["participants"]})
+            more |= {"harmonised": found.table, "harmonised_scale": found.scale}
+        collection.seal(identity, split, tables={**more, "gathered": tables["participants"]})
         _describe(output_dir, pool, collection)
     _write(output_dir, tables, split, shown_of(identity))
     return Sealed(tables, split, identity, collection, outcomes)
+
+
+def _tables(
+    pool: Pool,
+    gathered: Gathered,
+    collection: Collection | None,
+    identity: Identity,
+    split: Split,
+    failed: Mapping[str, str],
+) -> tuple[dict[str, pd.DataFrame], dict[str, dict[str, float]]]:
+    """Tables of everybody, earlier calls' participants too, and the outcomes that one of them explains."""
+    there = set() if collection is None else {*collection.keys, *collection.pending}
+    methodology = methodology_table(pool.members)
+    everybody, rows = gathered, []
+    if collection is not None:
+        earlier = sorted(there - {member.key for member in pool.members})
+        # what could not be replaced is what the tables tell of, too
+        kept = sorted(key for key in there if key in failed or key not in gathered.frames)
+        everybody = with_earlier(gathered, collection, kept)
+        rows = earlier_rows(collection, earlier, everybody.frames)
+        methodology = earlier_methodology(collection, earlier, methodology)
+    tables = {"participants": _participants(pool, everybody, there, failed, rows), "methodology": methodology}
+    tables["missing"] = missing_table(methodology)
+    outcomes = {} if collection is None else measure(collection, sorted(there))
+    tables["variance"] = _variance(outcomes, methodology)
+    tables["trials"] = _trials(everybody, identity, split)
+    tables["stimuli"] = _stimuli(identity, split, tables["trials"])
+    tables["near"] = identity.near
+    tables["audit"] = split.audit.table()
+    return tables, outcomes
 
 
 def _everybody(gathered: Gathered, collection: Collection | None) -> tuple[pd.DataFrame, Any]:
@@ -290,10 +311,16 @@ def _over_sessions(values: Sequence[str]) -> str:
         return " | ".join(dict.fromkeys(values))
 
 
-def _participants(pool: Pool, gathered: Gathered, there: set[str], failed: Mapping[str, str]) -> pd.DataFrame:
+def _participants(
+    pool: Pool,
+    gathered: Gathered,
+    there: set[str],
+    failed: Mapping[str, str],
+    earlier: Sequence[dict[str, Any]],
+) -> pd.DataFrame:
     import pandas as pd
 
-    rows = []
+    rows: list[dict[str, Any]] = []
     for member in pool.members:
         fits = member.fits or member.participant.fits
         reasons = [*member.reasons, *([failed[member.key]] if member.key in failed else [])]
@@ -314,11 +341,7 @@ def _participants(pool: Pool, gathered: Gathered, there: set[str], failed: Mappi
                 "method_hash": _method(member),
             }
         )
-    earlier = sorted(there - {member.key for member in pool.members})
-    for key in earlier:
-        row = {"participant": key, "dataset": key.rpartition("_")[2], "status": "compatible", "merged": True}
-        rows.append({**row, "reason": "merged by an earlier call; not among the participants of this one"})
-    return pd.DataFrame(rows, columns=list(group_products()["participants"]["columns"]))
+    return pd.DataFrame([*rows, *earlier], columns=list(group_products()["participants"]["columns"]))
 
 
 def _method(member: Member) -> str:
