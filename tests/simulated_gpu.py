@@ -416,7 +416,10 @@ def simulated_gpu() -> Iterator[_State]:
     with ExitStack() as stack:
         for name, value in cuda.items():
             stack.enter_context(patch.object(torch.cuda, name, value))
-        stack.enter_context(patch.object(torch.version, "cuda", "simulated"))
+        stack.enter_context(patch.object(torch.version, "cuda", torch.version.cuda or "13.0"))
+        # builds of torch with CUDA let optimisers ask the driver whether a graph is being captured
+        stream = SimpleNamespace(is_capturing=lambda: False)
+        stack.enter_context(patch.object(torch.accelerator, "current_stream", lambda *args: stream))
         stack.enter_context(patch.object(torch, "load", _load(torch.load)))
         stack.enter_context(patch.object(torch, "autocast", _autocast(torch.autocast)))
         name = "_group_tensors_by_device_and_dtype"

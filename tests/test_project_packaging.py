@@ -23,6 +23,8 @@ PROJECT = PYPROJECT["project"]
 EXTRAS = ("features", "alignment")
 # What torch brings on some platforms only; torch pins these itself.
 LEFT_TO_TORCH = re.compile(r"^(nvidia|cuda|triton)\b")
+# constraints.txt is the set of this Python; later ones need less of it.
+PINNED_FOR = {"python_version": "3.11", "python_full_version": "3.11.7"}
 
 
 def pins() -> dict[str, dict[str, Version]]:
@@ -45,8 +47,14 @@ def all_pins() -> dict[str, Version]:
     return {name: version for section in pins().values() for name, version in section.items()}
 
 
+def applies(requirement: Requirement, extras: Iterable[str], python: dict[str, str]) -> bool:
+    """Whether it is asked for with any of the extras, by a Python given, or this one."""
+    marker = requirement.marker
+    return marker is None or any(marker.evaluate({"extra": extra, **python}) for extra in ("", *extras))
+
+
 def closure(requirements: Iterable[str]) -> set[str]:
-    """Names of the installed distributions that `requirements` need, directly or not."""
+    """Names of the distributions that `requirements` need, directly or not, with the Python of the pins."""
     todo = [Requirement(text) for text in requirements]
     seen: set[tuple[str, frozenset[str]]] = set()
     while todo:
@@ -57,9 +65,11 @@ def closure(requirements: Iterable[str]) -> set[str]:
         seen.add(key)
         for text in metadata.requires(wanted.name) or []:
             below = Requirement(text)
-            extras = ["", *wanted.extras]
-            if below.marker is None or any(below.marker.evaluate({"extra": extra}) for extra in extras):
-                todo.append(below)
+            if applies(below, wanted.extras, PINNED_FOR):
+                if applies(below, wanted.extras, {}):
+                    todo.append(below)
+                else:  # not here: this Python has it built in
+                    seen.add((canonicalize_name(below.name), frozenset()))
     return {name for name, _ in seen}
 
 
