@@ -101,6 +101,17 @@ def test_units_without_signal_go_to_their_mean_and_not_beyond():
     assert (np.einsum("uc,uc->u", centred, average)[silent] >= -1e-6).all()  # no sign is turned
 
 
+@pytest.mark.parametrize("n_conditions", [4, 8, 20])
+@pytest.mark.parametrize("mode", ["wiener", "standard", "aggressive"])
+def test_signal_kept_with_few_conditions(mode, n_conditions):
+    """They say little of what units share; the averages lie in the span all the same."""
+    truth, data = simulate(300, n_conditions, 12, noise=1.0)
+    fit = fit_wide(data, mode=mode)
+    kept = fit.apply(truth).var(axis=1, ddof=1)
+    assert fit.kept_signal.sum() == pytest.approx(kept.sum(), rel=0.45)
+    assert np.corrcoef(fit.kept_signal, kept)[0, 1] > 0.85
+
+
 def test_variances_are_those_of_the_denoiser():
     _, data = simulate(400, 60, 3)
     fit, exact, gsn = fit_wide(data), fit_psn(data, mode="wiener"), fit_gsn(data)
@@ -109,10 +120,9 @@ def test_variances_are_those_of_the_denoiser():
     )
     x = data.reshape(400, -1) - fit.unit_means[:, None]
     through = x @ (fit.span.vectors / fit.span.root) @ fit.inner.operator()
-    for name, cov in (("signal", fit.inner.gsn.signal_cov), ("noise", fit.inner.gsn.noise_cov / 3)):
-        np.testing.assert_allclose(
-            getattr(fit, f"kept_{name}"), np.einsum("ur,rs,us->u", through, cov, through), rtol=1e-4
-        )
+    kept = np.einsum("ur,rs,us->u", through, fit.inner.gsn.noise_cov / 3, through)
+    np.testing.assert_allclose(fit.kept_noise, kept, rtol=1e-4)
+    np.testing.assert_allclose(fit.kept_signal + kept, fit.denoised.var(axis=1, ddof=1), rtol=1e-3)
     assert (fit.removed_signal >= 0).all()
     q = fit.noise_axes.astype(float)
     np.testing.assert_allclose(q.T @ q, np.eye(20), atol=1e-4)

@@ -46,7 +46,8 @@ class WideFit:
         Units left out hold their trial averages.
     unit_means : ndarray, (n_units,) float64
     kept_signal, removed_signal, kept_noise, removed_noise : ndarray, (n_units,) float32
-        As in :class:`conform_app.psn.PSNResult`; NaN for units left out.
+        As in :class:`conform_app.psn.PSNResult`; NaN for units left out.  In the span the signal kept is the
+        variance of the denoised averages less that of their noise, and nothing removed is below 0.
     valid : ndarray, (n_units,) bool
     inner : PSNResult
         The fit of the coordinates of the span, or of the valid units where they are no more than the trials.
@@ -268,26 +269,28 @@ def _from_span(
     """Back from coordinates to units, in one pass."""
     back = span.vectors / span.root
     operator = inner.operator()
-    kept = [_root(operator @ c @ operator.T) for c in (inner.gsn.signal_cov, inner.gsn.noise_cov)]
+    kept_noise = _root(operator @ inner.gsn.noise_cov @ operator.T)
     del operator
     noise_var, noise_axes = _leading(inner.gsn.noise_cov)
     weights = back @ (inner.denoised - inner.unit_means[:, None])
-    parts = [back @ noise_axes, *(back @ f for f in kept)]
-    ends = np.cumsum([p.shape[1] for p in parts])
-    maps = np.concatenate(parts, axis=1).astype(np.float32)  # variances and axes are float32 anyway
+    maps = np.concatenate([back @ noise_axes, back @ kept_noise], axis=1).astype(np.float32)
     out = _plain(data, valid)
     axes = np.empty((units.size, noise_axes.shape[1]), np.float32)
-    t = inner.n_trials
+    t, n_kept = inner.n_trials, noise_axes.shape[1]
     for rows in blocks(units.size, span.there.size):
         here, m = units[rows], span.unit_means[rows]
         x = data[here].astype(np.float64)
         out["averages"][here] = averages(x, span.there)
         x = x[:, span.there] - m[:, None]
-        out["denoised"][here] = x @ weights + m[:, None]
-        axes[rows], *found = np.split(x.astype(np.float32) @ maps, ends[:-1], axis=1)
-        signal, noise = (np.einsum("uk,uk->u", f, f, dtype=np.float64) for f in found)
+        z = x @ weights
+        out["denoised"][here] = z + m[:, None]
+        mapped = x.astype(np.float32) @ maps  # variances and axes are float32 anyway
+        axes[rows], through = mapped[:, :n_kept], mapped[:, n_kept:]
+        noise = np.einsum("uk,uk->u", through, through, dtype=np.float64)
         var_n = span.noise_var[rows]
         var_s = span.data_var[rows] - var_n / inner.gsn.n_trials_data
+        # The averages lie in the span as a whole; of shrunk covariances only a part does.
+        signal = np.maximum(z.var(axis=1, ddof=1) - noise / t, 0.0)
         out["kept_signal"][here], out["kept_noise"][here] = signal, noise / t
         out["removed_signal"][here] = np.maximum(var_s - signal, 0.0)
         out["removed_noise"][here] = np.maximum(var_n - noise, 0.0) / t
