@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Bad input ends with its exit code and one line that names file and remedy, never with a traceback."""
 
+import errno
 import json
 import os
 import shutil
@@ -237,6 +238,24 @@ def test_read_only_input_and_unwritable_cwd_and_home_work(dataset):
     assert done.returncode == 0, done.stderr
     assert (out / "sub-01.html").is_file()
     assert {path: path.stat().st_mtime_ns for path in dataset.rglob("*")} == before
+
+
+def test_a_disk_that_is_full_when_the_report_is_due(dataset, capsys, monkeypatch):
+    from conform_app.reports import page
+
+    def full(path, content):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(page, "replace_text", full)
+    out = dataset.parent / "out"
+    options = ("--skip-bids-validation", "--sloppy", "--psn", "off")
+    refused(capsys, dataset, 1, "report of sub-01", "No space left on device.", options=options, out=out)
+    status = json.loads(next(out.rglob("status.json")).read_text())
+    assert (status["state"], status["exit_code"]) == ("failed", 74)
+    assert not list(out.rglob(".*.tmp"))
+    monkeypatch.undo()
+    assert call(dataset, out, *options) == 0
+    assert (out / "sub-01.html").is_file()
 
 
 def test_nan_inf_and_constant_voxels_are_left_out_and_touch_no_other(dataset, tmp_path):

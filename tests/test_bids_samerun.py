@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs with one number, and one trial table for several spaces: nothing is written over, rows stay maps."""
+"""Runs with one number, spaces that share a trial table, fits made anew: files stay what they say."""
 
 import shutil
 
@@ -102,3 +102,43 @@ def test_spaces_with_the_same_runs_share_their_table(two_spaces, tmp_path):
     assert run(two_spaces, out, work, *both) == 0
     for space in ("T1w", "MNI152NLin2009cAsym_res-2"):
         assert rows_and_maps(out, space) == (16, 16)
+
+
+def test_a_fit_made_anew_takes_the_files_of_its_former_self_away(tmp_path):
+    out, work = tmp_path / "out", tmp_path / "work"
+    root = make_dataset(tmp_path / "data")
+    assert run(root, out, work, "--glm-types", "B", "D") == 0
+    func = out / "sub-01" / "func"
+    betas = func / "sub-01_task-x_space-T1w_stat-effect_desc-typeB_statmap.nii.gz"
+    design = func / "sub-01_task-x_run-3_desc-glmsingle_design.tsv"
+    # the same settings and data, other types: what is there stays right
+    betas.with_name(betas.name.replace("typeB", "typeD")).unlink()
+    assert run(root, out, work, "--glm-types", "D") == 0
+    assert betas.is_file()
+    assert design.is_file()
+    # other data, then other settings
+    assert run(root, out, work, "--glm-types", "B", "--run-label", "1", "2") == 0
+    assert not design.exists()
+    assert not design.with_suffix(".json").exists()
+    assert list(func.glob("*psn*"))
+    assert run(root, out, work, "--glm-types", "D", "--psn", "off", "--overwrite") == 0
+    assert not list(func.glob("*psn*"))
+    assert not betas.exists()
+    assert design.is_file()
+    assert rows_and_maps(out, "T1w") == (24, 24)
+
+
+def test_a_fit_that_breaks_off_while_it_is_written_anew_has_no_record(tmp_path, monkeypatch):
+    from conform_app.bids import derivatives
+
+    out, work = tmp_path / "out", tmp_path / "work"
+    root = make_dataset(tmp_path / "data", n_runs=2)
+    assert run(root, out, work) == 0
+    assert len(list(out.rglob("log/fits/*.json"))) == 1
+
+    def fail(*_, **__):
+        raise OSError("the disk went away")
+
+    monkeypatch.setattr(derivatives, "_write_reliability", fail)
+    assert run(root, out, work, "--overwrite", "--n-pcs", "1") == 1
+    assert not list(out.rglob("log/fits/*.json"))

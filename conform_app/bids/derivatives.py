@@ -17,7 +17,7 @@ import numpy as np
 from conform_app.bids.naming import RUN_ENTITIES, build_name, build_names, product, sidecar_name
 from conform_app.bids.plan import FitPlan
 from conform_app.bids.provenance import sidecar, software_versions, write_json, write_tsv
-from conform_app.bids.record import SCHEMA, fingerprint, record_path
+from conform_app.bids.record import SCHEMA, fingerprint, record_path, withdraw
 from conform_app.bids.registered import write_registration
 from conform_app.bids.surfaceplan import sidecar_fields
 from conform_app.images import open_run, write_maps
@@ -178,6 +178,7 @@ def write_fit(
     points[points] = glm["valid"]
     grid = open_run(tuple(map(Path, plan.runs[0].bold))).grid.with_mask(points)
     (Path(dataset["output_dir"]) / f"sub-{plan.subject}").mkdir(parents=True, exist_ok=True)
+    withdraw(Path(dataset["output_dir"]), plan, digest=dataset["digest"], roots=dataset["roots"])
     writer = FitWriter(plan, dataset, grid, model["random_seed"])
     _write_tables(writer)
     _write_glm(writer, glm_file, glm, meta)

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from conform_app.bids.naming import sidecar_name
 from conform_app.bids.plan import FitPlan
 
 SCHEMA = 1
@@ -67,6 +68,46 @@ def read_records(output_dir: Path, subject: str) -> list[dict[str, Any]]:
     return records
 
 
+def withdraw(output_dir: Path, plan: FitPlan, *, digest: str, roots: Mapping[str, str]) -> None:
+    """Remove the record of a fit whose files are about to be written anew.
+
+    What it lists goes with it where it is of other settings or inputs: files that the new fit does not make
+    (the maps of a method that is off now, a run that was left out) would pass for its own.
+
+    Parameters
+    ----------
+    output_dir : Path
+    plan : FitPlan
+    digest, roots
+        See :func:`is_complete`.
+    """
+    path = record_path(output_dir, plan)
+    records = read_records(output_dir, plan.subject)
+    former = next((record for record in records if record["fit"]["name"] == plan.name), None)
+    path.unlink(missing_ok=True)
+    if former is None or _is_of(former, plan, digest, roots):
+        return
+    kept = {
+        f
+        for record in records
+        if record is not former
+        for files in record["products"].values()
+        for f in files
+    }
+    for file in {f for files in former["products"].values() for f in files} - kept:
+        for name in (file, sidecar_name(file)):
+            (output_dir / name).unlink(missing_ok=True)
+
+
+def _is_of(record: Mapping[str, Any], plan: FitPlan, digest: str, roots: Mapping[str, str]) -> bool:
+    """Whether a record is of these settings, inputs and trials."""
+    return (
+        record.get("digest") == digest
+        and record.get("inputs") == fingerprint(plan, roots)
+        and record.get("plan") == {"trials": plan.trials}
+    )
+
+
 def is_complete(
     output_dir: Path, plan: FitPlan, *, digest: str, wanted: Sequence[str], roots: Mapping[str, str]
 ) -> bool:
@@ -91,9 +132,7 @@ def is_complete(
     products = record.get("products", {})
     return (
         record.get("schema") == SCHEMA
-        and record.get("digest") == digest
-        and record.get("inputs") == fingerprint(plan, roots)
-        and record.get("plan") == {"trials": plan.trials}
+        and _is_of(record, plan, digest, roots)
         and set(wanted) <= set(products) | set(record.get("impossible", ()))
         and all((output_dir / file).is_file() for files in products.values() for file in files)
     )

@@ -47,6 +47,7 @@ def run(settings: Settings) -> int:
 
         return run_group(Session(settings))
     from conform_app.bids.dataset import check_folders, check_output, write_dataset
+    from conform_app.bids.record import read_records
     from conform_app.images.templates import LINKS
 
     work_dir = Path(settings.resources.work_dir or default_work_dir(settings.output_dir)).absolute()
@@ -76,11 +77,16 @@ def run(settings: Settings) -> int:
         execute(session, work_dir, device, gpu_free)
         session.finished = True
     finally:
-        records = report(session, session.subjects)
+        try:
+            report(session, session.subjects)
+        except ConformError as error:  # what was fitted is there all the same
+            failure = {"exit_code": error.exit_code, "message": error.message, "remedy": error.remedy}
+            session.notes.append(failure | {"subject": "", "fit": "", "step": "report"})
         write_dataset(settings.output_dir, **dataset)
         write_logs(session, final=True)
     planned, failed = {plan.name for plan in session.plans}, {note["fit"] for note in session.notes}
-    return conclude(session, sum(r["fit"]["name"] in planned - failed for r in records))
+    finished = {r["fit"]["name"] for s in session.subjects for r in read_records(settings.output_dir, s)}
+    return conclude(session, len(finished & (planned - failed)))
 
 
 def make_plans(session: Session) -> None:

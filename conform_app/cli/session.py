@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import signal
 import sys
 import threading
@@ -125,9 +124,9 @@ def write_logs(session: Session, *, final: bool) -> None:
 
 def replace_text(path: Path, text: str) -> None:
     """Write a text file so that it is there whole or not at all."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
+    from conform_app.bids.provenance import write_text
+
+    write_text(path, text)
 
 
 def exit_code(notes: list[dict[str, Any]], n_done: int) -> int:

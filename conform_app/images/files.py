@@ -168,13 +168,18 @@ def writing(path: str | Path) -> Iterator[BinaryIO]:
 
 
 def _write_error(path: Path, error: OSError) -> ConformError:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if out_of_space(error):
         return FileFaultError(f"No space left to write {path}.", "Free space there and run again.")
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
         return CannotCreateError(
             f"{path.parent} cannot be written ({os.strerror(error.errno)}).", "Choose another output folder."
         )
     return FileFaultError(f"Writing {path} failed: {error}.", "Check the disk and run again.")
+
+
+def out_of_space(error: OSError) -> bool:
+    """Whether the disk, or the user's share of it, is full."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 @contextmanager

@@ -9,12 +9,12 @@ tasks or participants could be cross-validated and others could not.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from conform_app.errors import CannotCreateError
+from conform_app.errors import CannotCreateError, FileFaultError
+from conform_app.images.files import out_of_space
 from conform_app.reports.carried import surface_sentences
 from conform_app.reports.citations import cited_keys, read_bibliography
 from conform_app.reports.facts import (
@@ -31,6 +31,7 @@ from conform_app.reports.facts import (
     template_spaces,
     unit_names,
 )
+from conform_app.reports.rendering import replace_text
 from conform_app.reports.wording import joined, number, shown_version
 
 STAGES = ("overview", "inputs", "glmsingle", "reliability", "psn", "software")
@@ -93,12 +94,11 @@ def write_boilerplate(
     try:
         targets[0].parent.mkdir(parents=True, exist_ok=True)
         for target, content in zip(targets, (text, entries), strict=True):
-            temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-            temporary.write_text(content, encoding="utf-8")
-            os.replace(temporary, target)
+            replace_text(target, content)
     except OSError as error:
-        raise CannotCreateError(
-            f"Cannot write the methods text into {targets[0].parent}: {error.strerror or error}",
+        kind = FileFaultError if out_of_space(error) else CannotCreateError
+        raise kind(
+            f"Cannot write the methods text into {targets[0].parent}: {error.strerror or error}.",
             "Check the permissions and the free space of the output folder.",
         ) from error
     return targets

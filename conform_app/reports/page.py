@@ -4,17 +4,17 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from conform_app.errors import CannotCreateError, FileFaultError
+from conform_app.images.files import out_of_space
 from conform_app.reports import denoising, sections
 from conform_app.reports.citations import markdown_to_html, read_bibliography
 from conform_app.reports.cortex import cortex
 from conform_app.reports.products import FigureBook, Products, Section
-from conform_app.reports.rendering import render
+from conform_app.reports.rendering import render, replace_text
 from conform_app.reports.style import figure_style
 from conform_app.reports.wording import clock, count, joined, number, psn_kept, range_of, shown_version
 
@@ -71,7 +71,7 @@ def build_report(
 
     Raises
     ------
-    CannotCreateError
+    CannotCreateError, FileFaultError
         The page or a figure cannot be written.
     """
     output_dir, subject = Path(output_dir), subject.removeprefix("sub-")
@@ -91,12 +91,11 @@ def build_report(
             version=shown_version(_version(records, run_info)),
         )
         page = output_dir / f"sub-{subject}.html"
-        temporary = page.with_name(f".{page.name}.{os.getpid()}.tmp")
-        temporary.write_text(html, encoding="utf-8")
-        os.replace(temporary, page)
+        replace_text(page, html)
     except OSError as error:
-        raise CannotCreateError(
-            f"Cannot write the report of sub-{subject} into {output_dir}: {error.strerror or error}",
+        kind = FileFaultError if out_of_space(error) else CannotCreateError
+        raise kind(
+            f"Cannot write the report of sub-{subject} into {output_dir}: {error.strerror or error}.",
             "Check the permissions and the free space of the output folder.",
         ) from error
     return page
@@ -130,7 +129,7 @@ def _view(
         runs=[
             (
                 str(run.get("session") or "–"),
-                " ".join(str(run[n]) for n in ("task", "run") if run.get(n)) or "–",
+                " ".join(str(run[n]) for n in ("task", "rec", "dir", "run", "echo") if run.get(n)) or "–",
                 f"{int(run.get('n_volumes') or 0):,}",
                 clock(run.get("duration_s")),
                 f"{int(run.get('n_trials') or 0):,}",

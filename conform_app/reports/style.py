@@ -7,11 +7,13 @@ figures is involved.  SVG identifiers come from a fixed salt and no date is stor
 
 from __future__ import annotations
 
-import os
+import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from conform_app.reports.rendering import replace_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -91,11 +93,10 @@ def save_figure(figure: Figure, stem: Path) -> Path:
         The file written. It appears complete or not at all.
     """
     stem.parent.mkdir(parents=True, exist_ok=True)
-    target = stem.with_name(stem.name + ".svg")
-    temporary = stem.with_name(f".{stem.name}.{os.getpid()}.tmp")
-    figure.savefig(temporary, format="svg", dpi=96, metadata={"Date": None, "Creator": None})
-    if temporary.stat().st_size > MAX_SVG_BYTES:
-        target = stem.with_name(stem.name + ".png")
-        figure.savefig(temporary, format="png", dpi=130, metadata={"Software": None})
-    os.replace(temporary, target)
+    target, content = stem.with_name(stem.name + ".svg"), io.BytesIO()
+    figure.savefig(content, format="svg", dpi=96, metadata={"Date": None, "Creator": None})
+    if content.tell() > MAX_SVG_BYTES:
+        target, content = stem.with_name(stem.name + ".png"), io.BytesIO()
+        figure.savefig(content, format="png", dpi=130, metadata={"Software": None})
+    replace_text(target, content.getvalue())
     return target
