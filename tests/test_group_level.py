@@ -241,6 +241,17 @@ def test_split_and_names_can_be_given(sites, tmp_path):
     assert set(table(out, "trials").query("name == 'alpha00.png'")["alias"]) == {"g1.png"}
 
 
+def test_one_picture_under_two_spellings_is_told(sites, tmp_path, capsys):
+    results = copy_of(sites, tmp_path, "Alpha", "Beta")
+    for path in (results / "results" / "Beta").rglob("*_trials.tsv"):
+        path.write_text(path.read_text().replace("\tshared00.png", "\tstimuli/Shared00.PNG"))
+    out = tmp_path / "out"
+    assert group(sites, results, out, names=NAMES[:2], features=False, stimuli=False) == 0
+    said = "Alpha/shared00.png, Beta/stimuli/Shared00.PNG; 1 of them is in train and in test"
+    assert said in capsys.readouterr().err
+    assert said in (out / "group.html").read_text()
+
+
 def test_a_recipe_says_how_its_test_set_is_found(sites, tmp_path, capsys):
     results = copy_of(sites, tmp_path, "Gamma")
 

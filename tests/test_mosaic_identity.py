@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which stimuli are one: names, contents, aliases, near-duplicates, movies."""
 
+import unicodedata
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -17,6 +19,7 @@ from conform_app.mosaic import (
 )
 from conform_app.mosaic.identity import stimulus_embeddings
 from conform_app.mosaic.similarity import Embeddings
+from conform_app.mosaic.spelling import spelling_warnings
 
 
 def names(*rows, columns=("dataset", "name", "sha256")):
@@ -160,3 +163,66 @@ def test_embeddings_are_taken_one_at_a_time():
     assert peak < 1.2 * n * d * 4
     expected = np.stack([v / np.linalg.norm(v) for v in given.values()])
     np.testing.assert_allclose(found.vectors, expected, rtol=1e-6)
+
+
+def test_a_file_that_nobody_gave_does_not_make_one_of_two_that_differ():
+    """B and C hold different files of one name; A, whose files were not given, must not bridge them."""
+    table = names(("A", "1.jpg", "n/a"), ("B", "1.jpg", "11"), ("C", "1.jpg", "22"), ("D", "2.jpg", "n/a"))
+    with pytest.raises(DataError, match=r"'1.jpg' has different content in B and in C"):
+        resolve_duplicates(table)
+    vectors = {"A/1.jpg": [0.0, 1], "B/1.jpg": [1.0, 0], "C/1.jpg": [0.0, 1]}
+    assert groups(resolve_duplicates(table, embeddings=vectors)) == {
+        ("A", "1.jpg"): "1.jpg",
+        ("B", "1.jpg"): "B/1.jpg",
+        ("C", "1.jpg"): "1.jpg",
+        ("D", "2.jpg"): "2.jpg",
+    }
+    apart = groups(resolve_duplicates(table, same_name="separate"))
+    assert len(set(apart.values())) == 4
+    assert len(set(groups(resolve_duplicates(table, same_name="same")).values())) == 2
+    with pytest.raises(DataError, match=r"Which '1.jpg' that of A is"):
+        resolve_duplicates(table, embeddings={"B/1.jpg": [1.0, 0], "C/1.jpg": [0.0, 1]})
+
+
+def test_one_name_with_unlike_features_of_each_dataset_is_not_merged_silently():
+    table = names(("A", "001.jpg"), ("B", "001.jpg"), columns=("dataset", "name"))
+    unlike = {"A/001.jpg": [1.0, 0.0], "B/001.jpg": [0.0, 1.0]}
+    with pytest.raises(DataError, match=r"'001.jpg' has unlike features in A and in B"):
+        resolve_duplicates(table, embeddings=unlike)
+    apart = resolve_duplicates(table, embeddings=unlike, same_name="separate")
+    assert groups(apart) == {("A", "001.jpg"): "001.jpg", ("B", "001.jpg"): "B/001.jpg"}
+    assert len(resolve_duplicates(table, embeddings=unlike, same_name="same").stimuli) == 1
+    alike = {"A/001.jpg": [1.0, 0.0], "B/001.jpg": [0.99, 0.05]}
+    assert len(resolve_duplicates(table, embeddings=alike).stimuli) == 1
+
+
+def test_one_name_in_two_unicode_forms_is_one_name():
+    composed, apart = unicodedata.normalize("NFC", "büro.jpg"), unicodedata.normalize("NFD", "büro.jpg")
+    assert composed != apart
+    identity = resolve_duplicates(names(("A", composed), ("B", apart), columns=("dataset", "name")))
+    assert set(groups(identity).values()) == {composed}
+
+
+def test_names_that_differ_in_spelling_only_are_told():
+    rows = [
+        ("A", "cat.png"),
+        ("B", "stimuli/Cat.JPG"),
+        ("C", "stim\\cat"),
+        ("A", "dog.png"),
+        ("B", "cow.png"),
+    ]
+    identity = resolve_duplicates(names(*rows, ("C", "dog.png"), columns=("dataset", "name")))
+    sides = {"cat.png": "test", "stimuli/Cat.JPG": "train", "stim\\cat": "test", "dog.png": "test"}
+    (said,) = spelling_warnings(identity, sides)
+    assert said.startswith("1 name is written in several ways")
+    assert "A/cat.png, B/stimuli/Cat.JPG, C/stim\\cat" in said
+    assert "1 of them is in train and in test" in said
+    assert "--aliases" in said
+    every = {name: [1.0, i] for i, (_, name) in enumerate(rows)}
+    assert spelling_warnings(identity, sides, every) == []  # their features were compared
+    several = names(
+        ("A", "1.png"), ("B", "1.jpg"), ("A", "2.png"), ("B", "2.jpg"), columns=("dataset", "name")
+    )
+    (said,) = spelling_warnings(resolve_duplicates(several), {})
+    assert said.startswith("2 names are written in several ways")
+    assert "in train and in test" not in said

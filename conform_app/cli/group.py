@@ -78,7 +78,7 @@ def run_group(session: Session) -> int:
         try:
             run_encode(session)
         finally:  # what was merged is reported, whatever became of the models
-            _finish(session, job)
+            _finish(session, job, found)
     if not found.pool.merged and not session.notes:
         raise DataError(
             f"No betas could be pooled: {_why_nobody(found)}.",
@@ -250,8 +250,8 @@ def _describe(settings: Settings) -> None:
         )
 
 
-def _finish(session: Session, job: GroupJob) -> None:
-    """HDF5 files and the report."""
+def _finish(session: Session, job: GroupJob, found: Survey) -> None:
+    """HDF5 files and the report, and what the seal warns of."""
     from conform_app.mosaic.collection import Collection
 
     settings = session.settings
@@ -263,7 +263,18 @@ def _finish(session: Session, job: GroupJob) -> None:
                 LOGGER.info("%d HDF5 files written", len(files))
             except ConformError as error:
                 session.note(error, subject="", fit=store.name, step="export")
+    for text in _sealed_warnings(settings.output_dir):
+        if text not in found.gathered.warnings:
+            LOGGER.warning("%s", text)
     _report(session, job)
+
+
+def _sealed_warnings(output_dir: Path) -> list[str]:
+    """Warnings of the last seal."""
+    from conform_app.bids.naming import group_name
+
+    path = output_dir / group_name("summary")
+    return json.loads(path.read_text(encoding="utf-8"))["warnings"] if path.is_file() else []
 
 
 def _report(session: Session, job: GroupJob) -> int:

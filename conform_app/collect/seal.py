@@ -18,6 +18,7 @@ from conform_app.collect.earlier import earlier_methodology, earlier_rows, with_
 from conform_app.collect.plans import Gathered
 from conform_app.mosaic import resolve_duplicates, split_stimuli
 from conform_app.mosaic.explain import explain_variance
+from conform_app.mosaic.spelling import spelling_warnings
 from conform_app.settings import GroupSettings
 
 if TYPE_CHECKING:
@@ -101,6 +102,8 @@ def seal(
     )
     split = _split(identity, shown_of(identity), gathered, settings)
     split = without_shared_frames(split, identity, gathered.movies)
+    sides = dict(zip(split.stimuli["stimulus"], split.stimuli["split"], strict=True))
+    gathered.warnings += spelling_warnings(identity, sides, gathered.features or None)
     tables, outcomes = _tables(pool, gathered, collection, identity, split, failed)
     if collection is not None:
         more: dict[str, Any] = {name: tables[name] for name in ("methodology", "missing", "variance")}

@@ -6,7 +6,8 @@ Evidence, strongest first:
 1. the content hash of the file: equal bytes are one stimulus, whatever the names;
 2. the name: MOSAIC identifies stimuli by the original file name alone (an NSD crop and a BOLD5000 crop of one
    COCO photograph are one stimulus).  If hashes are known and differ, one name may also stand for different
-   pictures (``001.jpg``), and names alone do not decide: embeddings do, or the caller;
+   pictures (``001.jpg``), and names alone do not decide: embeddings do, or the caller.  Where a file is not
+   known but features of both datasets' stimulus are, and are not alike, the caller decides;
 3. an alias (the name used in the experiment) leads to the name of its own dataset only.
 
 Stimuli that merely resemble each other (embeddings above the threshold) stay apart and are listed as `near`;
@@ -15,6 +16,7 @@ Stimuli that merely resemble each other (embeddings above the threshold) stay ap
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -106,7 +108,8 @@ def resolve_duplicates(
         which different stimuli are listed as near; the default is MOSAIC's for DreamSim.
     same_name : {"check", "same", "separate"}
         What to do with one name whose hashes differ between datasets: decide by embeddings and raise where
-        there are none; take it for one stimulus (MOSAIC); keep the datasets' versions apart.
+        there are none; take it for one stimulus (MOSAIC); keep the datasets' versions apart.  ``check`` also
+        raises where hashes are not known and embeddings (by ``DATASET/name``) are not alike.
     device : str, default "cpu"
         Where similarities are computed (``cuda``: one GPU).
 
@@ -239,41 +242,93 @@ def _join_equal_names(
     rows: pd.DataFrame, groups: _Groups, unit: Embeddings, threshold: float, same_name: str, said: list[str]
 ) -> None:
     """Join rows of one name, unless their contents are known to differ and nothing says they are versions."""
-    by_hash = versions = separate = 0
-    for name, its in rows.groupby("name", sort=False).groups.items():
-        for j in its[1:]:
-            # Against the first row of this name and, where that differs, against each one before
-            options = [i for i in its if i < j]
-            digests = rows["sha256"]
-            equal = [i for i in options if "n/a" in (digests[i], digests[j]) or digests[i] == digests[j]]
-            if equal or same_name == "same":
-                groups.join((equal or options)[0], j)
-                by_hash += not equal
-                continue
-            if same_name == "separate":
-                separate += 1
-                continue
-            alike = _version_of(rows, options, j, unit, threshold)
-            if alike is None:
-                raise DataError(
-                    f"{name!r} has different content in {rows['dataset'][options[0]]} and in "
-                    f"{rows['dataset'][j]}.",
-                    "Give embeddings of both (DATASET/name), or choose same_name 'same' (versions of one "
-                    "picture, as crops are) or 'separate'.",
-                )
-            if alike >= 0:
-                groups.join(alike, j)
-                versions += 1
-            else:
-                separate += 1
-    if by_hash:
-        said.append(f"{by_hash} names have different files in different datasets and count as one stimulus.")
-    if versions:
+    joiner = _EqualNames(rows, groups, unit, threshold, same_name)
+    for its in rows.groupby(rows["name"].map(_spelled), sort=False).groups.values():
+        if len(its) > 1:
+            joiner.join(list(its))
+    if joiner.by_name:
         said.append(
-            f"{versions} names have different files whose embeddings say that they are versions of one."
+            f"{joiner.by_name} names have different files in different datasets and count as one stimulus."
         )
-    if separate:
-        said.append(f"{separate} names have different files in different datasets and are kept apart.")
+    if joiner.versions:
+        said.append(
+            f"{joiner.versions} names have different files whose embeddings say that they are versions of "
+            "one."
+        )
+    if joiner.separate:
+        said.append(f"{joiner.separate} names have different files in different datasets and are kept apart.")
+
+
+def _spelled(name: str) -> str:
+    """One form of what Unicode writes in several (an umlaut as one sign or as two)."""
+    return unicodedata.normalize("NFC", name)
+
+
+class _EqualNames:
+    """Joins rows of one name, first those whose content is known, and counts what was decided."""
+
+    def __init__(
+        self, rows: pd.DataFrame, groups: _Groups, unit: Embeddings, threshold: float, same_name: str
+    ) -> None:
+        self.rows, self.groups, self.unit = rows, groups, unit
+        self.threshold, self.same_name = threshold, same_name
+        self.digests: list[str] = rows["sha256"].tolist()
+        self.by_name = self.versions = self.separate = 0
+
+    def join(self, its: list[int]) -> None:
+        known = [i for i in its if self.digests[i] != "n/a"]
+        for n, j in enumerate(known[1:], 1):
+            self._known(j, known[:n])
+        placed = list(known)
+        for j in (i for i in its if self.digests[i] == "n/a"):
+            if placed:
+                self._unknown(j, placed)
+            placed.append(j)
+
+    def _known(self, j: int, options: list[int]) -> None:
+        """A row with a hash, against those before it that have one."""
+        equal = [i for i in options if self.digests[i] == self.digests[j]]
+        if equal or self.same_name == "same":
+            self.groups.join((equal or options)[0], j)
+            self.by_name += not equal
+            return
+        if self.same_name == "separate":
+            self.separate += 1
+            return
+        alike = _version_of(self.rows, options, j, self.unit, self.threshold)
+        if alike is None:
+            name, dataset = self.rows["name"][j], self.rows["dataset"]
+            raise DataError(
+                f"{name!r} has different content in {dataset[options[0]]} and in {dataset[j]}.",
+                "Give embeddings of both (DATASET/name), or choose same_name 'same' (versions of one "
+                "picture, as crops are) or 'separate'.",
+            )
+        if alike >= 0:
+            self.groups.join(alike, j)
+            self.versions += 1
+        else:
+            self.separate += 1
+
+    def _unknown(self, j: int, options: list[int]) -> None:
+        """A row without a hash: its name says which it is, unless that is several or features disagree."""
+        alike = _version_of(self.rows, options, j, self.unit, self.threshold)
+        several = len({self.groups.root(i) for i in options}) > 1
+        if self.same_name == "same" or (alike is None and not several):
+            self.groups.join(options[0], j)
+        elif alike is not None and alike >= 0:
+            self.groups.join(alike, j)
+        elif self.same_name == "separate":
+            self.separate += 1
+        else:
+            name, dataset = self.rows["name"][j], self.rows["dataset"]
+            what = f"{name!r} has unlike features in {dataset[options[0]]} and in {dataset[j]}."
+            if alike is None:
+                what = f"Which {name!r} that of {dataset[j]} is cannot be told: others have different files."
+            raise DataError(
+                what,
+                "Give the files (--stimuli), or choose same_name 'same' (versions of one picture, as crops "
+                "are) or 'separate'.",
+            )
 
 
 def _version_of(

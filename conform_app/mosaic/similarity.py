@@ -13,6 +13,7 @@ decision depends neither on the block size nor on the order of summation.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -87,9 +88,13 @@ class Embeddings:
 
     def take(self, names: Iterable[str]) -> tuple[list[str], np.ndarray]:
         """Those of the names that have an embedding, in the order given, and their vectors."""
-        place = {name: i for i, name in enumerate(self.names)}
-        kept = [name for name in names if name in place]
-        return kept, self.vectors[[place[name] for name in kept]]
+        kept = [name for name in names if name in self.place]
+        return kept, self.vectors[[self.place[name] for name in kept]]
+
+    @functools.cached_property
+    def place(self) -> dict[str, int]:
+        """Row of each name."""
+        return {name: i for i, name in enumerate(self.names)}
 
 
 def _on(vectors: np.ndarray, device: str) -> torch.Tensor:
