@@ -37,6 +37,7 @@ def settings_page() -> str:
             default = " ".join(map(str, spec.default)) if meta["many"] else spec.default
             shown = "" if default in (None, "", False) else f"`{default}`"
             text = meta["text"].replace("%%", "%").replace("|", "\\|")
+            text = text.replace("[^", "\\[^")  # no footnote
             choices = f" Choices: {', '.join(meta['choices'])}." if meta["choices"] else ""
             mark = " ●" if meta["alters"] else ""
             lines.append(f"| {flags}{mark} | {shown} | {text[0].upper()}{text[1:]}.{choices} |")
