@@ -297,6 +297,16 @@ def test_an_unwritable_folder_is_a_plain_error(tmp_path, record):
         build_report(tmp_path, "01", records=[record])
 
 
+@pytest.mark.parametrize(
+    ("scale", "axis"), [("z", "standardised responses"), ("percent", "responses in percent signal change")]
+)
+def test_axis_of_psn_names_what_it_saw(tmp_path, record, scale, axis):
+    record["settings"]["model"]["psn_scale"] = scale
+    build_report(tmp_path, "01", records=[record])
+    (figure,) = (tmp_path / "sub-01" / "figures").glob("*psncut*.svg")
+    assert f"variance (of {axis})" in figure.read_text()
+
+
 def test_psn_in_blocks_and_by_unit(tmp_path, record):
     record["choices"]["psn"] |= {"n_dims": [2.0, 3.0], "n_parcels": 2}
     table = ["block\tindex\tsignal_variance\tnoise_variance\tcv_error\tkept"]

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MOST_BARS = 60
+STANDARDISED = "standardised responses"
 
 
 def trial_counts(labels: list[str], counts: np.ndarray) -> Figure:
@@ -165,6 +166,7 @@ def psn_figure(
     error: np.ndarray,
     cut: float | None,
     chosen: float | None = None,
+    seen: str = STANDARDISED,
 ) -> Figure:
     """Signal and noise variance of each dimension, and the cross-validation error of keeping the first k.
 
@@ -178,6 +180,8 @@ def psn_figure(
         Number of dimensions kept.
     chosen : float or None
         Held-out squared error of what was chosen instead of a cut.
+    seen : str
+        What PSN saw, whose variances these are.
     """
     panels = int(signal.size > 0) + int(error.size > 0)
     figure = new_figure(4.7 * panels, 3.0)
@@ -192,7 +196,7 @@ def psn_figure(
         if np.any(signal > 0):
             spectrum.set_ylim(bottom=max(float(signal.max()) * 1e-4, _lowest(signal, noise)))
         spectrum.set_xlabel("dimension")
-        spectrum.set_ylabel("variance (of standardised responses)")
+        spectrum.set_ylabel(f"variance (of {seen})")
         spectrum.set_title("Signal and noise by dimension")
         _plain_log_ticks(spectrum)
         spectrum.margins(x=0.02)
@@ -268,7 +272,9 @@ def _cut_histogram(axes: Axes, cuts: np.ndarray, label: str, unit: str) -> None:
     axes.yaxis.get_major_locator().set_params(integer=True)
 
 
-def block_figure(blocks: list[tuple[np.ndarray, np.ndarray]], kept: np.ndarray) -> Figure:
+def block_figure(
+    blocks: list[tuple[np.ndarray, np.ndarray]], kept: np.ndarray, seen: str = STANDARDISED
+) -> Figure:
     """Spectra of many blocks of voxels in one panel, dimensions kept in each in another.
 
     Parameters
@@ -277,6 +283,8 @@ def block_figure(blocks: list[tuple[np.ndarray, np.ndarray]], kept: np.ndarray) 
         Variances by dimension, one pair of arrays a block.
     kept : (n_blocks,) float array
         Dimensions kept; may be empty.
+    seen : str
+        What PSN saw, whose variances these are.
     """
     figure = new_figure(9.2, 3.1)
     spectrum, cuts = figure.subplots(1, 2, width_ratios=[1.2, 1.0])
@@ -297,7 +305,7 @@ def block_figure(blocks: list[tuple[np.ndarray, np.ndarray]], kept: np.ndarray) 
     most = max((float(s.max()) for s, _ in blocks if s.size and s.max() > 0), default=1.0)
     spectrum.set_ylim(bottom=most * 1e-4)
     spectrum.set_xlabel("dimension")
-    spectrum.set_ylabel("variance (of standardised responses)")
+    spectrum.set_ylabel(f"variance (of {seen})")
     _plain_log_ticks(spectrum)
     spectrum.legend()
     if kept.size:

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from conform_app.reports.charts import block_figure, pc_curve, psn_figure, unit_cuts
+from conform_app.reports.charts import STANDARDISED, block_figure, pc_curve, psn_figure, unit_cuts
+from conform_app.reports.facts import setting
 from conform_app.reports.mapfigures import before_after, compare_maps, value_map
 from conform_app.reports.maps import Brain
 from conform_app.reports.painting import diverging
@@ -119,6 +120,7 @@ def psn(products: Products, book: FigureBook, brain: Brain) -> Section:
                 error if validated else nothing,
                 cut,
                 curves.get("chosen_error") if soft else None,
+                _seen(products),
             ),
             alt="PSN: signal and noise variance by dimension, cross-validation curve"
             + (f"; kept {number(cut)}" if cut is not None else ""),
@@ -166,6 +168,12 @@ _SOFT = {
 }
 
 
+def _seen(products: Products) -> str:
+    """What PSN was fed, as the axis of its variances names it."""
+    percent = setting(products.record, "psn_scale") == "percent"
+    return "responses in percent signal change" if percent else STANDARDISED
+
+
 def _blocks(products: Products) -> list[tuple[np.ndarray, np.ndarray]]:
     """Signal and noise variance by dimension of each block of the table of dimensions."""
     rows = products.table("psn_dimensions")
@@ -198,7 +206,7 @@ def _many_blocks(
     book.add(
         section,
         "psncut",
-        block_figure(blocks, np.array(kept)),
+        block_figure(blocks, np.array(kept), _seen(products)),
         alt=f"Signal and noise variance by dimension in {len(blocks)} blocks, and dimensions kept: {middle}",
         caption=f"PSN was applied to {where}. Left: variance of signal (blue) and of single-trial noise"
         " (grey) along the dimensions of each block"
