@@ -258,6 +258,38 @@ def test_a_disk_that_is_full_when_the_report_is_due(dataset, capsys, monkeypatch
     assert (out / "sub-01.html").is_file()
 
 
+def test_a_work_folder_that_is_full(dataset, capsys, monkeypatch):
+    from conform_app.interfaces import reliability
+    from conform_app.workflows import execute
+
+    def full(path, arrays, meta):  # what h5py says
+        raise RuntimeError("Unable to flush file (file write failed: errno = 28, error message = 'No space')")
+
+    monkeypatch.setattr(reliability, "save_arrays", full)
+    out = dataset.parent / "out"
+    options = ("--skip-bids-validation", "--sloppy", "--psn", "off", "-w", dataset.parent / "work")
+    refused(capsys, dataset, 74, "No space left", "-w", options=options, out=out)
+    note = next(out.rglob("error-*.json"))
+    assert len(list(execute._left_notes(note.parent))) == 1
+    note.write_text("")  # cut off where the logs' disk is full
+    assert list(execute._left_notes(note.parent)) == []
+
+
+def test_no_part_of_a_store_stays_on_a_full_disk(tmp_path, monkeypatch):
+    import h5py
+
+    from conform_app.images.arrays import save_arrays
+
+    def full(path, *_, **__):
+        Path(path).touch()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(h5py, "File", full)
+    with pytest.raises(OSError, match="No space"):
+        save_arrays(tmp_path / "arrays.h5", {}, {})
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_nan_inf_and_constant_voxels_are_left_out_and_touch_no_other(dataset, tmp_path):
     clean, dirty = tmp_path / "clean", tmp_path / "dirty"
     options = ("--sloppy", "--skip-bids-validation", "--no-repeats", "error")

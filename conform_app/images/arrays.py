@@ -53,12 +53,18 @@ class ArrayStore:
     def __enter__(self) -> ArrayStore:
         import h5py
 
-        self._file = h5py.File(self._part, "w", track_order=True)
+        try:
+            self._file = h5py.File(self._part, "w", track_order=True)
+        except OSError:
+            self._part.unlink(missing_ok=True)
+            raise
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._file.close()
-        self._part.unlink(missing_ok=True)
+        try:
+            self._file.close()  # writes, so it may fail where the disk is full
+        finally:
+            self._part.unlink(missing_ok=True)
 
     def empty(self, name: str, shape: tuple[int, ...], dtype: Any = np.float32) -> Any:
         """Return a new dataset, to be filled slice by slice."""

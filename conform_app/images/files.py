@@ -177,9 +177,10 @@ def _write_error(path: Path, error: OSError) -> ConformError:
     return FileFaultError(f"Writing {path} failed: {error}.", "Check the disk and run again.")
 
 
-def out_of_space(error: OSError) -> bool:
-    """Whether the disk, or the user's share of it, is full."""
-    return error.errno in (errno.ENOSPC, errno.EDQUOT)
+def out_of_space(error: BaseException) -> bool:
+    """Whether the disk, or the user's share of it, is full; HDF5 says so in its text alone."""
+    full = (errno.ENOSPC, errno.EDQUOT)
+    return getattr(error, "errno", None) in full or any(f"errno = {number}," in str(error) for number in full)
 
 
 @contextmanager

@@ -17,7 +17,8 @@ from threadpoolctl import threadpool_limits
 
 from conform_app.bids.plan import FitPlan, read_plan
 from conform_app.devices import gpu_memory_said_plainly
-from conform_app.errors import ConformError
+from conform_app.errors import ConformError, FileFaultError
+from conform_app.images.files import out_of_space
 
 
 class PlanInputSpec(BaseInterfaceInputSpec):
@@ -58,6 +59,12 @@ class FitInterface(SimpleInterface):
         """Leave the error where the command line finds it."""
         if isinstance(error, ConformError):
             note = {"exit_code": error.exit_code, "message": error.message, "remedy": error.remedy}
+        elif out_of_space(error):
+            note = {
+                "exit_code": FileFaultError.exit_code,
+                "message": "No space left to write intermediate results or outputs.",
+                "remedy": "Free space in the work folder (-w) and the output folder, and run again.",
+            }
         elif isinstance(error, MemoryError):
             note = {
                 "exit_code": 1,

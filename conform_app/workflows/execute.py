@@ -180,9 +180,7 @@ def run_workflow(
             failure = error
         if stop.came:
             raise KeyboardInterrupt
-    notes = []
-    for folder in log_dirs:
-        notes += [json.loads(p.read_text(encoding="utf-8")) for p in sorted(folder.glob("error-*.json"))]
+    notes = [note for folder in log_dirs for note in _left_notes(folder)]
     told = {note.get("fit") for note in notes}
     left = [_note_of_killed(node, end_text(exit_code)) for node, exit_code in killed]
     notes += [note for note in left if not note["fit"] or note["fit"] not in told]
@@ -192,6 +190,15 @@ def run_workflow(
             {"exit_code": 1, "message": last[0], "remedy": "See the crash files.", "fit": "", "subject": ""}
         )
     return notes
+
+
+def _left_notes(folder: Path) -> Iterator[dict[str, Any]]:
+    """Notes that steps left in a log folder; one that a full disk cut off is passed over."""
+    for path in sorted(folder.glob("error-*.json")):
+        try:
+            yield json.loads(path.read_text(encoding="utf-8"))
+        except ValueError:
+            LOGGER.debug("%s is no note", path)
 
 
 def _note_of_killed(node: Any, how: str) -> dict[str, Any]:
