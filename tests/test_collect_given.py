@@ -4,7 +4,14 @@
 import numpy as np
 import pytest
 
-from conform_app.collect.given import features_of, hash_stimuli, read_aliases, read_features, read_split
+from conform_app.collect.given import (
+    check_vectors,
+    features_of,
+    hash_stimuli,
+    read_aliases,
+    read_features,
+    read_split,
+)
 from conform_app.errors import DataError, NoInputError, UsageError
 
 
@@ -31,6 +38,36 @@ def test_wrong_features(tmp_path):
             read_features(tmp_path / name)
     with pytest.raises(NoInputError, match=r"alone\.txt"):
         read_features(tmp_path / "alone.npy")
+
+
+@pytest.mark.parametrize(
+    ("arrays", "words"),
+    [
+        ({"names": np.array(["x", "y"]), "values": np.array([[1.0, 0.0], [np.nan, 0.0]])}, "y .*not finite"),
+        ({"names": np.array(["x", "y"]), "values": np.array([[0.0, 0.0], [1.0, 0.0]])}, "x .*zero"),
+        ({"names": np.array(["x", "y"]), "values": np.array([["1", "0"], ["0", "1"]])}, "<U1"),
+        ({"names": np.array(["x", "y"]), "values": np.eye(2).astype(complex)}, "complex"),
+        ({"x": np.array([1.0, 2.0]), "y": np.array([1.0, 2.0, 3.0])}, "y .*3 numbers.* 2"),
+        ({"names": np.array(["x", "y"]), "other": np.eye(2)}, "values"),
+    ],
+)
+def test_features_that_are_no_vectors_are_refused_where_they_are_read(tmp_path, arrays, words):
+    np.savez(tmp_path / "f.npz", **arrays)
+    with pytest.raises(DataError, match=words):
+        check_vectors(tmp_path / "f.npz", read_features(tmp_path / "f.npz"))
+
+
+@pytest.mark.parametrize("size", [0, 100])
+def test_features_cut_short(tmp_path, size):
+    np.savez(tmp_path / "f.npz", names=np.array(["x", "y"]), values=np.eye(2))
+    (tmp_path / "f.npz").write_bytes((tmp_path / "f.npz").read_bytes()[:size])
+    with pytest.raises(DataError, match=r"f\.npz holds no features"):
+        read_features(tmp_path / "f.npz")
+
+
+def test_names_and_features_are_the_pair_that_the_library_reads_too(tmp_path):
+    np.savez(tmp_path / "f.npz", names=np.array(["x", "y"]), features=np.eye(2))
+    assert read_features(tmp_path / "f.npz")["y"].tolist() == [0.0, 1.0]
 
 
 def test_aliases_and_split(tmp_path):
@@ -73,6 +110,16 @@ def test_content_is_found_by_path_name_or_stem(tmp_path):
     (tmp_path / "a" / "z.png").write_bytes(b"3")
     with pytest.raises(UsageError, match="2 files of different content"):
         hash_stimuli(tmp_path, ["z.png"])
+
+
+def test_a_file_of_another_folder_does_not_answer_to_the_name(tmp_path):
+    """set2/1.png was not given: set1/1.png is another picture."""
+    (tmp_path / "set1").mkdir()
+    (tmp_path / "set1" / "1.png").write_bytes(b"1")
+    names = ["set1/1.png", "set2/1.png", "stimuli/set1/1.png", "1.png", "set1/1", "set2/1"]
+    found = {"set1/1.png", "stimuli/set1/1.png", "1.png", "set1/1"}
+    assert set(hash_stimuli(tmp_path, names).hashes) == found
+    assert set(hash_stimuli(tmp_path / "set1", names).hashes) == set(names)  # which folder, nobody says
 
 
 def test_movies_that_share_frames_are_not_on_both_sides(tmp_path):

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import functools
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,8 +26,8 @@ def read_features(path: str | Path) -> dict[str, np.ndarray]:
     Parameters
     ----------
     path : path
-        ``.npz`` with an array a stimulus, or with ``names`` (n,) and ``values`` (n, d); or ``.npy`` (n, d)
-        with the names, one a line, in a ``.txt`` of the same name.
+        ``.npz`` with an array a stimulus, or with ``names`` (n,) and ``values`` (or ``features``) (n, d); or
+        ``.npy`` (n, d) with the names, one a line, in a ``.txt`` of the same name.
 
     Returns
     -------
@@ -38,7 +39,7 @@ def read_features(path: str | Path) -> dict[str, np.ndarray]:
     NoInputError
         A file is not there.
     DataError
-        It cannot be read, or names and values do not go together.
+        It cannot be read, names and values do not go together, or a vector is not of numbers.
     """
     path = Path(path)
     try:
@@ -47,12 +48,15 @@ def read_features(path: str | Path) -> dict[str, np.ndarray]:
             names = path.with_suffix(".txt").read_text(encoding="utf-8").splitlines()
             return _paired(path, names, values)
         with np.load(path, allow_pickle=False) as archive:
-            if set(archive.files) >= {"names", "values"}:
-                return _paired(path, archive["names"].astype(str).tolist(), archive["values"])
-            return {name: np.ravel(archive[name]) for name in archive.files}
+            if "names" in archive.files:
+                values = next((archive[name] for name in ("values", "features") if name in archive), None)
+                if values is None:
+                    raise DataError(f"{path} has names, but no array 'values'.", "Give both, a row a name.")
+                return _paired(path, archive["names"].astype(str).tolist(), values)
+            return _numbers(path, {name: np.ravel(archive[name]) for name in archive.files})
     except FileNotFoundError as error:
         raise NoInputError(f"There is no {error.filename}.", "Correct --features.") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise DataError(f"{path} holds no features: {error}.", "Give .npz or .npy with .txt.") from error
 
 
@@ -64,7 +68,38 @@ def _paired(path: Path, names: Sequence[str], values: np.ndarray) -> dict[str, n
     if len(set(names)) < len(names):
         twice = next(name for name in names if list(names).count(name) > 1)
         raise DataError(f"{path}: {twice} is named twice.", "Give each stimulus once.")
-    return dict(zip(names, values, strict=True))
+    return _numbers(path, dict(zip(names, values, strict=True)))
+
+
+def _numbers(path: Path, found: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    for name, vector in found.items():
+        if vector.dtype.kind not in "fiu":
+            raise DataError(f"{path}: the vector of {name} is of type {vector.dtype}.", "Give numbers.")
+    return found
+
+
+def check_vectors(path: str | Path, found: Mapping[str, np.ndarray]) -> None:
+    """Refuse, before anything is merged, features that cannot be compared.
+
+    Raises
+    ------
+    DataError
+        A vector is zero, not finite, or of another length than the first.
+    """
+    width = len(next(iter(found.values()), ()))
+    for name, vector in found.items():
+        if len(vector) != width:
+            what = f"has {len(vector)} numbers, others {width}"
+        elif not np.isfinite(vector).all():
+            what = "is not finite"
+        elif not vector.any():
+            what = "is zero"
+        else:
+            continue
+        raise DataError(
+            f"{path}: the vector of {name} {what}.",
+            "Compute it again, or leave the stimulus out of the file.",
+        )
 
 
 def read_given_table(path: str | Path, option: str, columns: Sequence[str]) -> pd.DataFrame:
@@ -185,7 +220,7 @@ def hash_stimuli(folder: str | Path, names: Sequence[str]) -> Contents:
     frames: dict[str, list[str]] = {}
     unread = 0
     for name in dict.fromkeys(names):
-        files = list(dict.fromkeys(known.get(name) or known.get(Path(name).name) or []))
+        files = list(dict.fromkeys(known.get(name) or _elsewhere(root, name, known)))
         found = {content_hash(path) for path in files}
         if len(found) > 1:
             raise UsageError(
@@ -204,6 +239,18 @@ def hash_stimuli(folder: str | Path, names: Sequence[str]) -> Contents:
         if found:
             hashes[name] = found.pop()
     return Contents(hashes, frames, unread)
+
+
+def _elsewhere(root: Path, name: str, known: Mapping[str, list[Path]]) -> list[Path]:
+    """Files of a name's last part whose folders, as far as both have any, are those of the name."""
+    wanted = Path(name)
+    found = []
+    for path in known.get(wanted.name, []):
+        its, asked = path.relative_to(root).parts[:-1], wanted.parts[:-1]
+        n = min(len(its), len(asked))
+        if its[len(its) - n :] == asked[len(asked) - n :]:
+            found.append(path)
+    return found
 
 
 @functools.cache

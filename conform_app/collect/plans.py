@@ -19,7 +19,14 @@ import numpy as np
 from conform_app.bids.outputs import FitOutput, Site
 from conform_app.bids.pooling import Member, Pool, method_hash, method_of
 from conform_app.bids.provenance import write_json, write_tsv
-from conform_app.collect.given import features_of, hash_stimuli, read_aliases, read_features, read_split
+from conform_app.collect.given import (
+    check_vectors,
+    features_of,
+    hash_stimuli,
+    read_aliases,
+    read_features,
+    read_split,
+)
 from conform_app.errors import DataError, UsageError
 from conform_app.settings import GroupSettings
 
@@ -129,7 +136,10 @@ def gather_trials(pool: Pool, settings: GroupSettings) -> Gathered:
         Of the files that the user names.
     """
     aliases, given = read_aliases(settings.aliases), read_split(settings.split)
-    out = Gathered({}, {} if settings.features is None else read_features(settings.features))
+    out = Gathered({})
+    if settings.features is not None:
+        out.features = read_features(settings.features)
+        check_vectors(settings.features, out.features)
     for member in pool.members:
         fits = member.fits or member.tables
         if fits:
