@@ -112,6 +112,22 @@ def test_sidecar_that_was_not_fetched(dataset, capsys):
     refused(capsys, dataset, 66, path.name, "datalad get")
 
 
+@pytest.mark.parametrize(
+    ("option", "named"),
+    [
+        (("--fracs", "0", "0.5"), "fracs is"),
+        (("--n-pcs", "-1"), "n_pcs is -1"),
+        (("--pcstop", "0.5"), "pcstop is 0.5"),
+        (("--fixed-pcs", "-3"), "--fixed-pcs is -3"),
+        (("--fixed-fraction", "1.5"), "--fixed-fraction is 1.5"),
+        (("--nprocs", "0"), "--nprocs is 0"),
+        (("--use-plugin", "nosuch.yml"), "nosuch.yml"),
+    ],
+)
+def test_numbers_out_of_range_are_refused_by_a_dry_run(dataset, capsys, option, named):
+    refused(capsys, dataset, 64, named, options=(*PLAN_ONLY, *option))
+
+
 def test_a_query_that_drops_nothing_is_told(dataset, capsys):
     for path in dataset.rglob("*_events.tsv"):
         path.write_text(path.read_text().replace("face", "0012").replace("house", "0007"))

@@ -95,6 +95,16 @@ def test_mistakes_end_with_their_code_on_one_line(argv, code, capsys):
     assert said.endswith(f"(exit code {code})")
 
 
+def test_choices_are_named_as_they_must_be_given():
+    with pytest.raises(
+        UsageError, match=r"^Argument --glm-types: invalid choice: 'd' .*A.*B.*C.*D"
+    ) as caught:
+        parse([*CALL, "--glm-types", "d"])
+    assert "'a'" not in str(caught.value)
+    with pytest.raises(UsageError, match="--no-Such-Flag"):
+        parse([*CALL, "--no-Such-Flag"])
+
+
 def test_unknown_level_is_its_own_error():
     with pytest.raises(UnknownLevelError, match="dataset"):
         parse(["/data", "/out", "dataset"])

@@ -52,10 +52,15 @@ class _Parser(argparse.ArgumentParser):
         """Raise a usage error, or that of an unknown analysis level."""
         if message.startswith("argument analysis_level"):
             raise UnknownLevelError(
-                message.removeprefix("argument analysis_level: ").capitalize() + ".",
+                _sentence(message.removeprefix("argument analysis_level: ")),
                 "The analysis level is 'participant' or 'group'.",
             )
-        raise UsageError(message.capitalize() + ".", "See conform --help.")
+        raise UsageError(_sentence(message), "See conform --help.")
+
+
+def _sentence(message: str) -> str:
+    """Begin with a capital and leave the rest: choices are spelled as they must be given."""
+    return f"{message[:1].upper()}{message[1:]}."
 
 
 def build_parser() -> argparse.ArgumentParser:

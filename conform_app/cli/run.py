@@ -19,7 +19,7 @@ from conform_app.cli.resources import (
     resolve_resources,
 )
 from conform_app.cli.session import LOGGER, Session, conclude, start_logging, write_logs
-from conform_app.errors import ConformError, NoInputError
+from conform_app.errors import ConformError, NoInputError, UsageError
 from conform_app.settings import Settings
 
 
@@ -97,6 +97,7 @@ def make_plans(session: Session) -> None:
     from conform_app.bids.sametable import other_trials
 
     settings = session.settings
+    check_numbers(settings)
     filters = settings.inputs.bids_filter_file
     found = find_fits(
         bids_dir=settings.bids_dir,
@@ -130,6 +131,29 @@ def make_plans(session: Session) -> None:
         session.note(error, subject=plan.subject, fit=plan.name, step="planning")
     if not session.plans and session.notes:
         conclude(session, 0)
+
+
+def check_numbers(settings: Settings) -> None:
+    """Refuse numbers out of range before any file is read.
+
+    Raises
+    ------
+    UsageError
+        Naming the setting.
+    """
+    from conform_app.glmsingle import GLMsingleOptions
+    from conform_app.workflows.execute import read_plugin
+
+    model = settings.model
+    if model.fixed_pcs < 0:
+        raise UsageError(f"--fixed-pcs is {model.fixed_pcs}.", "Give 0 or more.")
+    if not 0 < model.fixed_fraction <= 1:
+        raise UsageError(f"--fixed-fraction is {model.fixed_fraction:g}.", "Give more than 0, at most 1.")
+    GLMsingleOptions(
+        n_pcs=model.n_pcs, pcstop=model.pcstop, **({"fracs": model.fracs} if model.fracs else {})
+    )
+    resolve_resources(settings.resources, 1)
+    read_plugin(settings.resources.use_plugin, 1, 1)
 
 
 def validate(session: Session) -> None:
