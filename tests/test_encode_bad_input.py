@@ -222,10 +222,39 @@ def test_an_atlas_on_another_grid(root) -> None:
 
 
 def test_no_noise_ceiling_to_select_by(root, tmp_path) -> None:
-    job = make_job(root, encode_min_ceiling=101.0)
-    job_file = write_job(job, plan_encoding(job), root / "work")
-    with pytest.raises(DataError, match="noise ceiling of 101 %"):
-        prepare_step(job_file, "sub-01_ONE")
+    refused(make_job(root, encode_min_ceiling=101.0), DataError, 65, "noise ceiling of 101 %")
+
+
+def add_without_repeats(collection, key="sub-03_TWO", hole=False) -> None:
+    """Somebody who saw every image of another once; a trial of it may have no value."""
+    from conform_app.mosaic import FitUnit
+
+    trials = collection.trials("sub-01_TWO").drop_duplicates("name")
+    betas = collection.betas("sub-01_TWO", trials["index"].to_numpy())
+    betas[0] = np.nan if hole else betas[0]
+    table = trials[["name", "phase"]].rename(columns={"name": "stimulus"}).reset_index(drop=True)
+    label, _, dataset = key.partition("_")
+    collection.add_participant(dataset, label, table, [FitUnit("ses-01", betas)])
+    collection.seal()
+
+
+@pytest.mark.parametrize(
+    ("least", "hole", "words"), [(5.0, False, "no noise ceiling"), (0.0, True, "no vertex with a value")]
+)
+def test_somebody_without_usable_vertices_does_not_keep_the_others(tmp_path, least, hole, words) -> None:
+    collection = make_collection(tmp_path)
+    add_without_repeats(collection, hole=hole)
+    job = make_job(tmp_path, encode_min_ceiling=least)
+    plan = plan_encoding(job)
+    assert "sub-03_TWO" not in plan.people
+    assert {target.key for target in plan.targets} == {"sub-01_ONE", "sub-02_ONE", "sub-01_TWO"}
+    assert all("sub-03_TWO" not in target.teachers for target in plan.targets)
+    (note,) = [note for note in plan.notes if "sub-03_TWO" in note]
+    assert words in note
+    assert note.endswith("and is left out.")
+    prepare_step(write_job(job, plan, tmp_path / "work"), "sub-01_TWO")
+    job = make_job(tmp_path, encode_min_ceiling=least, encode_target=("03_TWO",))
+    refused(job, DataError, 65, words)
 
 
 def test_maps_need_an_image_on_the_grid(root) -> None:

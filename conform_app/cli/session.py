@@ -161,9 +161,8 @@ def conclude(session: Session, n_done: int) -> int:
         error = RunFailed(f"{note['fit']}: {note['message']}".removeprefix(": "), note["remedy"])
     else:
         for note in notes:
-            LOGGER.error(
-                "%s: %s %s", note["fit"] or f"sub-{note['subject']}", note["message"], note["remedy"]
-            )
+            named = note["fit"] or (f"sub-{note['subject']}" if note["subject"] else "")
+            LOGGER.error("%s", f"{named}: {note['message']} {note['remedy']}".removeprefix(": "))
         error = RunFailed(
             f"{len(notes)} fits failed, {n_done} are complete.", "The lines above and the reports say why."
         )

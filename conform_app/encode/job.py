@@ -30,6 +30,7 @@ from conform_app.encode.given import (
 )
 from conform_app.encode.pieces import pieces_of
 from conform_app.encode.sharing import ALIGNED, alignment_notes, shared_counts, usable
+from conform_app.encode.usable import usable_vertices
 from conform_app.errors import DataError, NoInputError, UsageError
 from conform_app.settings import EncodeSettings
 
@@ -159,7 +160,7 @@ def plan_encoding(job: EncodeJob) -> EncodePlan:
         A participant or an option that does not fit the collection.
     DataError
         Stimuli without features, features that are no unit vectors, of another length than a checkpoint's;
-        test images among the train images; contexts larger than the data.
+        test images among the train images; contexts larger than the data; nobody with a vertex to model.
     """
     from conform_app.mosaic.collection import Collection
 
@@ -168,13 +169,21 @@ def plan_encoding(job: EncodeJob) -> EncodePlan:
         raise NoInputError(f"The collection {job.store} is not sealed.", "Run the group level to its end.")
     everybody = {key: _person(collection, key) for key in collection.keys}
     check_labels(everybody)
-    people = {key: person for key, person in everybody.items() if len(person.train) >= LEAST_TRAIN}
+    without = _without_vertices(collection, job.settings.encode_min_ceiling)
+    people = {
+        key: person
+        for key, person in everybody.items()
+        if len(person.train) >= LEAST_TRAIN and key not in without
+    }
     notes = [
-        f"{key} has {len(everybody[key].train)} train images and is left out (at least {LEAST_TRAIN})."
-        for key in everybody
-        if key not in people
+        f"{key} has {len(person.train)} train images and is left out (at least {LEAST_TRAIN})."
+        for key, person in everybody.items()
+        if len(person.train) < LEAST_TRAIN
     ]
-    wanted = _wanted(job.settings, everybody, people, notes)
+    notes += [f"{error.message.rstrip('.')}, and is left out." for error in without.values()]
+    if without and not people:
+        raise next(iter(without.values()))
+    wanted = _wanted(job.settings, everybody, people, notes, without)
     stimuli = list(dict.fromkeys(name for p in people.values() for name in (*p.train, *p.test)))
     features = match_features(stimuli, collection.table("names"), read_features(job.features))
     plan = EncodePlan(people, (), stimuli, features, notes)
@@ -200,7 +209,20 @@ def _person(collection: Any, key: str) -> Person:
     return Person(key, sides["train"], sides["test"], counts, digest(collection.record(key)))
 
 
-def _wanted(settings: EncodeSettings, everybody, people, notes: list[str]) -> list[str]:
+def _without_vertices(collection: Any, least: float) -> dict[str, DataError]:
+    """Participants that no vertex can be modelled of, and why."""
+    found = {}
+    for key in collection.keys:
+        try:
+            usable_vertices(collection, key, least)
+        except DataError as error:
+            found[key] = error
+    return found
+
+
+def _wanted(
+    settings: EncodeSettings, everybody, people, notes: list[str], without: dict[str, DataError]
+) -> list[str]:
     """Participants to model: those named, or all that can be evaluated."""
     able = [key for key, person in people.items() if len(person.test) >= LEAST_TEST]
     if not settings.encode_target:
@@ -224,6 +246,8 @@ def _wanted(settings: EncodeSettings, everybody, people, notes: list[str]) -> li
                 f"It has {', '.join(everybody)}.",
             )
         for key in its:
+            if key in without:
+                raise without[key]
             if key not in able:
                 person = everybody[key]
                 raise DataError(

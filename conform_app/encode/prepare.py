@@ -14,14 +14,13 @@ import shutil
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from conform_app.braincorl import fit_ridge, from_collection
-from conform_app.collect.seal import single_trial_ceiling
 from conform_app.encode.given import digest
 from conform_app.encode.job import EncodeJob, EncodePlan, Person
+from conform_app.encode.usable import usable_vertices
 from conform_app.errors import DataError, NoInputError
 
 STRIP_BYTES = 256 << 20
@@ -83,7 +82,7 @@ def prepare(job: EncodeJob, plan: EncodePlan, key: str) -> Path:
     if (folder / "done.json").is_file():
         return folder
     collection, person = Collection.open(job.store), plan.people[key]
-    vertices = _vertices(collection, key, job.settings.encode_min_ceiling)
+    vertices = usable_vertices(collection, key, job.settings.encode_min_ceiling)
     part = folder.with_name(f".{folder.name}-{uuid.uuid4().hex[:8]}")
     part.mkdir(parents=True)
     try:
@@ -112,25 +111,6 @@ def open_prepared(folder: Path, key: str) -> Prepared:
     except OSError as error:
         raise NoInputError(f"{folder} is gone: {error}.", "Run the same command again.") from error
     return Prepared(key, np.asarray(found[0]), *found[1:])
-
-
-def _vertices(collection: Any, key: str, least: float) -> np.ndarray:
-    found = collection.valid_vertices([key])
-    if least > 0:
-        ceiling = single_trial_ceiling(collection, key)
-        if ceiling is None:
-            raise DataError(
-                f"{key} has no noise ceiling: none of its stimuli is repeated.",
-                "Leave out --encode-min-ceiling.",
-            )
-        found = found[ceiling[found] >= least]
-    if not found.size:
-        and_ceiling = f" and a noise ceiling of {least:g} %" if least else ""
-        raise DataError(
-            f"{key} has no vertex with a value in every trial{and_ceiling}.",
-            "Lower --encode-min-ceiling." if least else "Leave this participant out.",
-        )
-    return found
 
 
 def _average(
