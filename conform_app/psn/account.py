@@ -62,6 +62,11 @@ def _candidates(choice: Choice | None) -> list[str]:
         if weight > 0
     ]
     errors = ", ".join(f"{words[name]} {choice.errors[name]:.4g}" for name in CANDIDATES)
+    if choice.weights[CANDIDATES.index("wiener")] == 1:
+        return [
+            f"Cross-validation (mean squared error: {errors}) found nothing clearly better than the Wiener"
+            " filter."
+        ]
     if len(used) == 1:
         used[0] = used[0].removesuffix(" (100 %)")
         return [f"Cross-validation (mean squared error: {errors}) chose {used[0]}."]

@@ -320,9 +320,10 @@ def _psn_how(mode: str, levels: set[str], on: list[tuple[dict[str, Any], dict[st
         )
     if mode == "auto":
         return (
-            f"The condition averages were projected onto leading dimensions{basis} (one number for all or one"
-            f" for each {one}), multiplied by the Wiener filter of the two covariances, or both with weights,"
-            f" whichever predicted held-out trials best in cross-validation over repeats{_chosen(on, one)}."
+            f"The condition averages were multiplied by the Wiener filter of the two covariances, unless"
+            f" their projection onto leading dimensions{basis} (one number for all or one for each {one}), or"
+            f" both with weights, predicted held-out trials clearly better in cross-validation over"
+            f" repeats{_chosen(on, one)}."
         )
     if mode == "wiener":
         return "The condition averages were multiplied by the Wiener filter of the two covariances."
