@@ -52,7 +52,7 @@ _HOMES = {
     "Stage": "training",
     "TrainSettings": "training",
     "Trained": "training",
-    "leave_one_out": "training",
+    "leave_one_out": "participants",
     "train": "training",
     "training_bar": "progress",
 }

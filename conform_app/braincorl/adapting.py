@@ -71,18 +71,39 @@ class Adapted:
     posterior: Posterior = field(repr=False)
 
     def predict(self, features) -> np.ndarray:
-        """Predicted betas (n_voxels, n_images), float32, for unit-norm features (n_images, E)."""
+        """Predicted betas.
+
+        Parameters
+        ----------
+        features : array (n_images, E)
+            Unit norm.
+
+        Returns
+        -------
+        ndarray (n_voxels, n_images), float32
+            In the unit of the betas fitted; NaN for voxels without a model.
+
+        Raises
+        ------
+        DataError
+            Features of another length, not of unit norm, or not finite.
+        """
         features = check_features(features, self.weights.shape[1] - 1)
         return self.weights[:, :-1] @ features.T + self.weights[:, -1:]
 
     def predictive_sd(self, features, *, noise: bool = False) -> np.ndarray:
-        """Standard deviation of the predicted response, (n_voxels, n_images), float32.
+        """Standard deviation of the predicted response.
 
         Parameters
         ----------
         features : array (n_images, E)
         noise : bool
             Of a single measured beta: with the noise of the measurement.
+
+        Returns
+        -------
+        ndarray (n_voxels, n_images), float32
+            In the unit of the betas fitted; NaN for voxels without a model.
         """
         x = with_ones(check_features(features, self.weights.shape[1] - 1))
         out = np.full((len(self.weights), len(x)), np.nan, np.float32)

@@ -61,7 +61,23 @@ class Aligned:
     context: np.ndarray = field(repr=False)
 
     def predict(self, features) -> np.ndarray:
-        """Predicted betas (n_voxels, n_images), float32, for unit-norm features (n_images, E)."""
+        """Predicted betas.
+
+        Parameters
+        ----------
+        features : array (n_images, E)
+            Unit norm.
+
+        Returns
+        -------
+        ndarray (n_voxels, n_images), float32
+            In the unit of the betas fitted; NaN for voxels without a model.
+
+        Raises
+        ------
+        DataError
+            Features of another length, not of unit norm, or not finite.
+        """
         features = check_features(features, self.weights.shape[1] - 1)
         return self.weights[:, :-1] @ features.T + self.weights[:, -1:]
 
@@ -123,6 +139,8 @@ class AlignedAverage:
         ------
         DataError
             No training participant shares five images with the context; parcels that differ.
+        UsageError
+            Parcels are given on one side only.
         """
         features = check_features(features, self.sources[0].features.shape[1])
         betas, valid = check_betas(betas, len(features))
@@ -222,6 +240,13 @@ def fit_aligned(
     Returns
     -------
     AlignedAverage
+
+    Raises
+    ------
+    UsageError
+        An unknown method; weights or parcels that lack a participant.
+    DataError
+        Weights or parcels of another shape than the participant's betas and features ask for.
     """
     if method not in METHODS:
         raise UsageError(f"There is no alignment {method!r}.", f"Methods are {', '.join(METHODS)}.")
@@ -283,6 +308,13 @@ def aligned_curve(
     Returns
     -------
     LearningCurve
+
+    Raises
+    ------
+    UsageError
+        ``alongside`` has other sizes, or a size is below two.
+    DataError
+        Test images among the others; a size above the number of images; as `AlignedAverage.adapt`.
     """
     features = check_features(features)
     test_features = check_features(test_features, features.shape[1], what="Test features")
@@ -347,6 +379,17 @@ def align_group(
         Rounds of aligning everyone and averaging.
     **options
         Of `align` (method, engine, ...).
+
+    Returns
+    -------
+    GroupAlignment
+
+    Raises
+    ------
+    UsageError
+        Fewer than two participants or one round; a reference or parcels that name others.
+    DataError
+        As `align`.
 
     References
     ----------

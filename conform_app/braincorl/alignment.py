@@ -14,7 +14,6 @@ Betas of shared images, every voxel at mean 0 and variance 1 over them: source `
 
 M is then taken back to the units of the betas.  A linear map of responses is one of encoding weights, too:
 `Alignment.carry` brings a model fitted to the source's voxels to the target's.
-
 ``engine="fmralign"`` solves the same problems with fmralign's classes (Bazeille et al. 2021; its ridge has
 one penalty for all voxels); the default needs no further package, and the tests hold the two together.
 """
@@ -68,12 +67,36 @@ class Alignment:
     entropy: float = float("nan")
 
     def transform(self, betas) -> np.ndarray:
-        """Source betas (n_source, n_images) as the target's (n_target, n_images), float32; NaN: no voxel."""
+        """Betas of the source as the target's.
+
+        Parameters
+        ----------
+        betas : array (n_source, n_images)
+
+        Returns
+        -------
+        ndarray (n_target, n_images), float32
+            NaN for target voxels that no voxel is mapped to.
+
+        Raises
+        ------
+        DataError
+            Another number of voxels than the source's, or values used that are not finite.
+        """
         betas = self._of_source(betas, "Betas")
         return self._apply(betas - self.source_mean[:, None], self.target_mean[:, None])
 
     def carry(self, weights) -> np.ndarray:
-        """Encoding weights of the source (n_source, E + 1) as the target's (n_target, E + 1), float32."""
+        """Encoding weights of the source, bias last, as the target's.
+
+        Parameters
+        ----------
+        weights : array (n_source, E + 1)
+
+        Returns
+        -------
+        ndarray (n_target, E + 1), float32
+        """
         weights = self._of_source(weights, "Weights").copy()
         weights[:, -1] -= self.source_mean
         offset = np.zeros((len(self.target_mean), weights.shape[1]))
@@ -103,7 +126,16 @@ class Alignment:
         return out
 
     def save(self, path: Path | str) -> Path:
-        """Write as safetensors, float32."""
+        """Write as safetensors, float32.
+
+        Parameters
+        ----------
+        path : path
+
+        Returns
+        -------
+        Path
+        """
         from safetensors.numpy import save_file
 
         path = Path(path)
@@ -121,7 +153,21 @@ class Alignment:
 
     @classmethod
     def load(cls, path: Path | str) -> Alignment:
-        """Read what `save` wrote."""
+        """Read what `save` wrote.
+
+        Parameters
+        ----------
+        path : path
+
+        Returns
+        -------
+        Alignment
+
+        Raises
+        ------
+        NoInputError, FileFaultError
+            There is no such file; it is no alignment.
+        """
         from safetensors import SafetensorError, safe_open
 
         if not Path(path).is_file():

@@ -124,7 +124,19 @@ def read_state_dict(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def save_model(model: BraInCoRL, path: Path | str, card: dict[str, Any] | None = None) -> Path:
-    """Write a network as safetensors, sizes and ``card`` (JSON) in its header; replaces ``path`` whole."""
+    """Write a network as safetensors, its sizes and card in the header; ``path`` is replaced as a whole.
+
+    Parameters
+    ----------
+    model : BraInCoRL
+    path : path
+    card : dict, optional
+        What else is to be known of it, as JSON.
+
+    Returns
+    -------
+    Path
+    """
     from safetensors.torch import save_file
 
     path = Path(path)

@@ -59,7 +59,21 @@ def check_features(features, n_features: int | None = None, *, what: str = "Feat
 
 
 def unit_norm(features) -> np.ndarray:
-    """Rows divided by their Euclidean norm, float32 ``(n_images, E)``; a row of zeros is an error."""
+    """Divide rows by their Euclidean norm.
+
+    Parameters
+    ----------
+    features : array (..., E)
+
+    Returns
+    -------
+    ndarray (..., E), float32
+
+    Raises
+    ------
+    DataError
+        A row is zero or not finite.
+    """
     features = np.asarray(features, np.float64)
     length = np.linalg.norm(features, axis=-1, keepdims=True)
     bad = np.flatnonzero(~(length[..., 0] > 0))

@@ -73,11 +73,19 @@ def score(
     noise_ceiling : array (n_voxels,), optional
         Percent of variance, for the averaging that ``measured`` has.
     regions : dict of str to array (n_voxels,) of bool, optional
-    n_bootstrap, seed : int
+        A mask a region; means are given for each and for all voxels.
+    n_bootstrap : int
+        Draws of test images for the intervals.
+    seed : int
 
     Returns
     -------
     Accuracy
+
+    Raises
+    ------
+    DataError
+        Shapes that differ, fewer than three images, another number of noise ceilings than voxels.
     """
     predicted, measured = np.asarray(predicted, np.float64), np.asarray(measured, np.float64)
     if predicted.shape != measured.shape or predicted.ndim != 2:
@@ -156,10 +164,14 @@ def evaluate(adapted: Adapted, features, betas, **options: Any) -> Accuracy:
     **options
         As `score`.
 
+    Returns
+    -------
+    Accuracy
+
     Raises
     ------
     DataError
-        A test image was in the context.
+        A test image was in the context; or as `score`.
     """
     features = check_features(features, adapted.weights.shape[1] - 1, what="Test features")
     check_disjoint(adapted.context, features)
@@ -222,8 +234,13 @@ def learning_curve(
     features, betas : array (n_images, E), (n_voxels, n_images)
         Images that contexts are drawn from: repeat e of a size n takes images ``e n ... (e + 1) n`` of one
         shuffled order, so its contexts share no image; there are as many repeats as fit, at most ``repeats``.
-    test_features, test_betas : array
+    test_features, test_betas : array (n_test, E), (n_voxels, n_test)
     sizes : sequence of int
+    repeats : int
+        Most contexts of a size.
+    seed : int
+        Of the order of images.
+    progress : callable (done, total), optional
     **options
         Of `adapt` (model, prior, ...).
 
@@ -231,6 +248,13 @@ def learning_curve(
     -------
     LearningCurve
         Of "stacked", and of each estimator in it; entries of repeats that do not fit are NaN.
+
+    Raises
+    ------
+    DataError
+        Test images among the others; a size above the number of images; as `adapt`.
+    UsageError
+        A size below two.
     """
     features = check_features(features)
     test_features = check_features(test_features, features.shape[1], what="Test features")

@@ -74,6 +74,10 @@ def open_extractor(spec: str, *, device: str = "cpu", allow_download: bool = Fal
     allow_download : bool
         Whether a library may fetch weights that are not there.
 
+    Returns
+    -------
+    Extractor
+
     Raises
     ------
     UsageError
@@ -97,11 +101,29 @@ def read_features(path: Path | str, *, dataset: str = "features") -> tuple[list[
     the names one a line in the ``.txt`` of the same stem.  ``.h5``/``.hdf5``: data sets ``names`` and
     ``dataset``.
 
+    Parameters
+    ----------
+    path : path
+        ``.npz``, ``.npy`` or ``.h5``.
+    dataset : str
+        Of an HDF5 file: the data set that holds the features.
+
     Returns
     -------
     names : list of str
     features : ndarray (n, E), float32
         As they are: `unit_norm` is the caller's to apply.
+
+    Raises
+    ------
+    NoInputError
+        There is no such file, or no names beside a ``.npy``.
+    FileFaultError
+        It cannot be read.
+    DataError
+        Other numbers of names and rows.
+    UsageError
+        Another kind of file.
     """
     path = Path(path)
     if not path.is_file():
@@ -133,10 +155,25 @@ def read_features(path: Path | str, *, dataset: str = "features") -> tuple[list[
 def write_features(path: Path | str, names: Sequence[str], features: np.ndarray) -> Path:
     """Names and features as ``.npz`` (``names``, ``values``), for `read_features` and ``--features``.
 
+    Parameters
+    ----------
+    path : path
+        Its ending becomes ``.npz``.
+    names : sequence of str
+        One a row, each once.
+    features : array (n, E)
+        Unit norm.
+
+    Returns
+    -------
+    Path
+
     Raises
     ------
     DataError
         Other numbers of names and rows, a name twice, features that are not unit vectors.
+    CannotCreateError
+        The file cannot be written.
     """
     path = Path(path).with_suffix(".npz")
     features = check_features(features)
@@ -192,6 +229,8 @@ def extract(
         A file is not there, or cannot be read; named.
     DataError
         The network gave zeros or values that are not finite.
+    UsageError
+        ``batch``, ``n_frames`` or ``n_threads`` below 1.
     """
     if batch < 1 or n_frames < 1 or n_threads < 1:
         raise UsageError(

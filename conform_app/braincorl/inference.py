@@ -51,7 +51,9 @@ def transformer_weights(
         Unit-norm context features.
     betas : array (n_voxels, S)
     block : int, optional
-        Voxels at a time; default: as ``memory`` (bytes) allows, at most 256.
+        Voxels at a time; default: as ``memory`` allows, at most 256.
+    memory : int, optional
+        Bytes for the working arrays of a block.
     precision : {"auto", "float32", "bfloat16"}
         "auto": bfloat16 on a GPU that multiplies in it (NVIDIA's from Ampere on), float32 elsewhere.  On CPUs
         that do (AVX-512 BF16, AMX) bfloat16 is some three times as fast; weights differ by about 1 % of their
@@ -64,6 +66,13 @@ def transformer_weights(
     -------
     ndarray (n_voxels, E + 1), float32
         Bias last; NaN for voxels that are constant or not finite.
+
+    Raises
+    ------
+    DataError
+        Features or betas that the network cannot read.
+    UsageError
+        An unknown precision.
     """
     import torch
 

@@ -243,6 +243,8 @@ class BraInCoRL(nn.Module):
         context_betas : Tensor (V, S)
         query_features : Tensor (V, Q, E) or (Q, E)
             As the context: unit norm; two axes: shared by all voxels.
+        plain : bool
+            Attention written out instead of fused; the same numbers, slower.
 
         Returns
         -------

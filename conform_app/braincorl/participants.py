@@ -178,3 +178,30 @@ def _checked(name: str, features: Any, betas: Any) -> Participant:
     if not valid.any():
         raise DataError(f"{name}: every voxel is constant or not finite.", "Leave this participant out.")
     return Participant(name, features, betas, np.flatnonzero(valid))
+
+
+def leave_one_out(source: Any) -> Iterator[tuple[str, list[Participant], Participant]]:
+    """Leave each participant out in turn.
+
+    Parameters
+    ----------
+    source : participants
+        As `train` takes them.
+
+    Yields
+    ------
+    name : str
+        Of the one left out.
+    others : list of Participant
+    left : Participant
+
+    Raises
+    ------
+    DataError
+        There is one participant only.
+    """
+    people = as_participants(source)
+    if len(people) < 2:
+        raise DataError("There is one participant, so none is left to learn from.", "Give at least two.")
+    for left in people:
+        yield left.name, [p for p in people if p is not left], left

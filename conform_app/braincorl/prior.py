@@ -72,6 +72,15 @@ class Prior:
         """Share of a new participant's signal variance that, with so many images, is taken for noise.
 
         As `fit_prior` found it with training participants; 0 where that is not known.
+
+        Parameters
+        ----------
+        n_images : int
+
+        Returns
+        -------
+        float
+            From 0 to 1.
         """
         table = self.card.get("signal_in_noise")
         if not table:
@@ -80,10 +89,21 @@ class Prior:
         return float(np.interp(np.log(n_images), np.log(sizes), shares))
 
     def condition(self, features: np.ndarray, betas: np.ndarray, *, seed: int = 0) -> Posterior:
-        """Posterior of voxels from context images: features (S, E), betas (n_voxels, S).
+        """Posterior of voxels' weights from context images.
 
         Offsets of betas are a convention of each study, so the bias is held loosely: its variance is the
         learned one twice, plus its squared mean, plus the variance of the signal.
+
+        Parameters
+        ----------
+        features : ndarray (S, E)
+            Unit norm.
+        betas : ndarray (n_voxels, S)
+        seed : int
+
+        Returns
+        -------
+        Posterior
         """
         x = with_ones(features)
         return fit_posterior(x, betas, self.means, self._roots(x), seed=seed)
@@ -96,7 +116,16 @@ class Prior:
         return np.linalg.cholesky(free)
 
     def save(self, path: Path | str) -> Path:
-        """Write as safetensors (float32) with the card in the header."""
+        """Write as safetensors (float32) with the card in the header.
+
+        Parameters
+        ----------
+        path : path
+
+        Returns
+        -------
+        Path
+        """
         from safetensors.numpy import save_file
 
         path = Path(path)
@@ -110,7 +139,23 @@ class Prior:
 
     @classmethod
     def load(cls, path: Path | str) -> Prior:
-        """Read what `save` wrote."""
+        """Read what `save` wrote.
+
+        Parameters
+        ----------
+        path : path
+
+        Returns
+        -------
+        Prior
+
+        Raises
+        ------
+        NoInputError
+            There is no such file.
+        FileFaultError
+            It is no prior.
+        """
         from safetensors import SafetensorError, safe_open
 
         if not Path(path).is_file():
@@ -167,6 +212,8 @@ def fit_prior(
     ------
     DataError
         Weights of different lengths or too few voxels; for betas see `as_participants`.
+    UsageError
+        Fewer than one component.
     """
     if n_components < 1:
         raise UsageError(f"A prior of {n_components} components was asked for.", "Give at least 1.")

@@ -25,6 +25,11 @@ def training_bar(settings: TrainSettings, stream: TextIO | None = None) -> Calla
         Those of the training; a stage that stops early moves the bar on to the next.
     stream : text stream, optional
         Default: standard error.  Where it is no terminal, every epoch has a line of its own.
+
+    Returns
+    -------
+    callable
+        Takes a row of the history.
     """
     stream = stream or sys.stderr
     steps = [stage.steps * stage.epochs for stage in settings.stages]

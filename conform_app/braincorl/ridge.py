@@ -74,8 +74,24 @@ def fit_five_fold_ridge(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The published ridge baseline: the mean of the folds' fits at the best penalty.
 
-    Parameters and returns as `fit_ridge`; ``n_images // n_folds`` contiguous images per fold are held out,
-    what remains is always fitted.  Ties go to the smallest penalty.
+    ``n_images // n_folds`` contiguous images per fold are held out, what remains is always fitted.  Ties go
+    to the smallest penalty.
+
+    Parameters
+    ----------
+    features : array (n_images, E)
+    betas : array (n_voxels, n_images)
+    penalties : sequence of float
+    n_folds : int
+
+    Returns
+    -------
+    As `fit_ridge`.
+
+    Raises
+    ------
+    DataError
+        Fewer than two images a fold.
     """
     x = np.column_stack([np.asarray(features, np.float64), np.ones(len(features))])
     y = np.asarray(betas, np.float64)
@@ -114,6 +130,11 @@ def group_mean(weights) -> np.ndarray:
     -------
     ndarray (n_voxels, E + 1)
         NaN where nobody has data.
+
+    Raises
+    ------
+    DataError
+        Weights of different shapes.
     """
     shapes = {np.shape(w) for w in weights}
     if len(shapes) != 1:

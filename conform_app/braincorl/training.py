@@ -16,7 +16,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -81,14 +81,34 @@ class Stage:
                 )
 
     def draw_size(self, rng: np.random.Generator) -> int:
-        """A context size."""
+        """Draw a context size.
+
+        Parameters
+        ----------
+        rng : numpy.random.Generator
+
+        Returns
+        -------
+        int
+        """
         low, high = self.context
         if self.sizes == "log":
             return round(math.exp(rng.uniform(math.log(low), math.log(high))))
         return int(rng.integers(low, high + 1))
 
     def rate(self, epoch: int, step: int) -> float:
-        """Share of ``lr`` at a step, by the cosine."""
+        """Share of ``lr`` at a step, by the cosine.
+
+        Parameters
+        ----------
+        epoch, step : int
+            Counted from 0.
+
+        Returns
+        -------
+        float
+            From 0.01 to 1.
+        """
         return 0.01 + 0.495 * (
             1 + math.cos(math.pi * (epoch * self.steps + step) / (self.epochs * self.steps))
         )
@@ -146,15 +166,6 @@ class Trained:
     model: BraInCoRL = field(repr=False)
     card: dict[str, Any]
     history: list[dict[str, float]]
-
-
-def leave_one_out(source: Any) -> Iterator[tuple[str, list[Participant], Participant]]:
-    """Each participant in turn left out: (its name, the others, the one left out)."""
-    people = as_participants(source)
-    if len(people) < 2:
-        raise DataError("There is one participant, so none is left to learn from.", "Give at least two.")
-    for left in people:
-        yield left.name, [p for p in people if p is not left], left
 
 
 def init_processes(device: str) -> tuple[torch.device, int, int]:
@@ -219,6 +230,8 @@ def train(
         ``folder`` holds a training of other data or settings.
     UsageError
         No such device, or batches that do not divide by the number of processes.
+    DataError
+        Participants' features are of another length than the network reads.
     """
     settings = settings or TrainSettings()
     place, rank, n_processes = init_processes(device)

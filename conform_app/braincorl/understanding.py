@@ -35,6 +35,11 @@ def image_importance(model, features, betas, *, layer: int | None = None, block:
     -------
     ndarray (n_voxels, S), float32
         Mean over heads.  Rows sum to 1 less what goes to the learned tokens; NaN for constant voxels.
+
+    Raises
+    ------
+    DataError
+        Features or betas that the network cannot read; a layer that is not there.
     """
     import torch
 
@@ -138,7 +143,23 @@ class ModalityGap:
 
 
 def modality_gap(features, embeddings) -> ModalityGap:
-    """Measure the gap between images (n_images, E) and texts, as `text_query` takes them.
+    """Measure the gap between images and texts.
+
+    Parameters
+    ----------
+    features : array (n_images, E)
+        Unit norm.
+    embeddings : array (n_texts, E) or sequence of arrays (n_templates, E)
+        As `text_query` takes them.
+
+    Returns
+    -------
+    ModalityGap
+
+    Raises
+    ------
+    DataError
+        Fewer than two of either, or vectors of different lengths.
 
     References
     ----------
@@ -174,6 +195,11 @@ def text_query(weights, prompts: Sequence[str], embeddings) -> TextQuery:
     Returns
     -------
     TextQuery
+
+    Raises
+    ------
+    DataError
+        Fewer than two prompts, another number of embeddings, or an embedding that is zero or not finite.
     """
     weights = np.asarray(weights, np.float64)
     if len(prompts) != len(embeddings):
@@ -220,6 +246,11 @@ def category_contrast(
         Mean predicted response inside minus outside.
     d_prime : ndarray (n_voxels,), float32
         The same over the pooled standard deviation of predicted responses; how far the predictions separate.
+
+    Raises
+    ------
+    DataError
+        Other numbers of categories and images; fewer than two images on either side.
     """
     weights = np.asarray(weights, np.float64)
     features = check_features(features, weights.shape[1] - 1)

@@ -148,7 +148,24 @@ class GLMsingleOptions:
             raise UsageError(f"keep is {self.keep!r}.", "Give letters out of ABCD.")
 
     def poly_degrees(self, n_volumes: Sequence[int], tr: float) -> tuple[int, ...]:
-        """Polynomial degree of each run, given its number of volumes and TR (s)."""
+        """Polynomial degree of each run.
+
+        Parameters
+        ----------
+        n_volumes : sequence of int
+            Of each run.
+        tr : float
+            Repetition time, s.
+
+        Returns
+        -------
+        tuple of int
+
+        Raises
+        ------
+        UsageError
+            ``maxpolydeg`` names another number of runs.
+        """
         if self.maxpolydeg is None:
             return tuple(int(np.floor(n * tr / 60 / 2 + 0.5)) for n in n_volumes)
         degrees = np.ravel(np.asarray(self.maxpolydeg)).astype(int)
@@ -162,7 +179,23 @@ class GLMsingleOptions:
         return tuple(int(d) for d in degrees)
 
     def folds(self, n_runs: int, session: np.ndarray | None = None) -> tuple[tuple[int, ...], ...]:
-        """Runs (0-based) held out together, fold by fold; ``session`` (n_runs,) says whose they are."""
+        """Runs (0-based) held out together, fold by fold.
+
+        Parameters
+        ----------
+        n_runs : int
+        session : (n_runs,) array, optional
+            Label of each run's session.
+
+        Returns
+        -------
+        tuple of tuple of int
+
+        Raises
+        ------
+        UsageError
+            ``xvalscheme`` names runs that are not there, or sessions where there is one.
+        """
         if self.xvalscheme is None or (isinstance(self.xvalscheme, str) and self.xvalscheme == "run"):
             return tuple((r,) for r in range(n_runs))
         if isinstance(self.xvalscheme, str):

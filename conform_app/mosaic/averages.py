@@ -62,7 +62,17 @@ class Averages:
     scaled: bool = True
 
     def stored_units(self, normalise: bool) -> str:
-        """Units in the collection, for betas that are normalised or not."""
+        """Units in the collection, for betas that are normalised or not.
+
+        Parameters
+        ----------
+        normalise : bool
+            As `Collection.add_participant` is given it.
+
+        Returns
+        -------
+        str
+        """
         return Z if self.fits is not None and self.scaled and normalise else self.units
 
 

@@ -72,6 +72,10 @@ class Collection(CollectionReader):
         exist_ok : bool, default False
             Open the collection instead if it is there and agrees.
 
+        Returns
+        -------
+        Collection
+
         Raises
         ------
         CannotCreateError
@@ -163,6 +167,11 @@ class Collection(CollectionReader):
     def remove(self, participant: str) -> None:
         """Delete a participant; the manifest says so from the next `seal` on.
 
+        Parameters
+        ----------
+        participant : str
+            Such as ``"sub-01_NSD"``.
+
         Raises
         ------
         NoInputError
@@ -177,7 +186,18 @@ class Collection(CollectionReader):
         return growth.names(growth.read_all(self.place, records), records)
 
     def presentations(self, identity: Identity | None = None) -> pd.DataFrame:
-        """Trials per stimulus, dataset, participant and phase, pending ones included, for `split_stimuli`."""
+        """Trials per stimulus, dataset, participant and phase, pending ones included, for `split_stimuli`.
+
+        Parameters
+        ----------
+        identity : Identity, optional
+            From `resolve_duplicates`; by default stimuli go by the names in the tables of trials.
+
+        Returns
+        -------
+        DataFrame
+            stimulus, dataset, participant, phase, n_trials.
+        """
         records = [self.record(key) for key in growth.present(self.root)]
         return growth.presentations(growth.read_all(self.place, records), records, identity)
 

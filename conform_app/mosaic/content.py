@@ -23,6 +23,14 @@ _FRAME_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 def content_hash(path: str | Path) -> str:
     """SHA-256 of a file's bytes, as 64 hexadecimal digits.
 
+    Parameters
+    ----------
+    path : path
+
+    Returns
+    -------
+    str
+
     Raises
     ------
     NoInputError
@@ -48,6 +56,11 @@ def pixel_hash(pixels: np.ndarray) -> str:
     ----------
     pixels : ndarray
         (height, width) or (height, width, channels).
+
+    Returns
+    -------
+    str
+        64 hexadecimal digits.
     """
     pixels = np.ascontiguousarray(pixels)
     digest = hashlib.sha256(f"{pixels.shape}{pixels.dtype.str}".encode())
@@ -87,12 +100,34 @@ def frame_hashes(frames: Iterable[np.ndarray] | Sequence[str | Path] | str | Pat
 
 
 def movie_hash(frames: Sequence[str]) -> str:
-    """One hash for a movie's frames in their order: equal for two files that decode to the same frames."""
+    """One hash for a movie's frames in their order: equal for two files that decode to the same frames.
+
+    Parameters
+    ----------
+    frames : sequence of str
+        From `frame_hashes`, in order.
+
+    Returns
+    -------
+    str
+        64 hexadecimal digits.
+    """
     return hashlib.sha256("".join(frames).encode()).hexdigest()
 
 
 def shared_frames(a: Sequence[str], b: Sequence[str]) -> float:
-    """Share of the shorter movie's distinct frames that the other one has too, from 0 to 1."""
+    """Share of the shorter movie's distinct frames that the other one has too, from 0 to 1.
+
+    Parameters
+    ----------
+    a, b : sequence of str
+        Hashes of the two movies' frames.
+
+    Returns
+    -------
+    float
+        0 where either has none.
+    """
     one, other = set(a), set(b)
     return len(one & other) / min(len(one), len(other)) if one and other else 0.0
 

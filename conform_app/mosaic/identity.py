@@ -57,6 +57,12 @@ class Identity:
     def of(self, dataset: str, names: Iterable[str]) -> np.ndarray:
         """Stimulus of each name or alias of a dataset.
 
+        Parameters
+        ----------
+        dataset : str
+        names : iterable of str
+            Names or aliases that the dataset gives its stimuli.
+
         Returns
         -------
         ndarray of str

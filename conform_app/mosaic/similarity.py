@@ -56,6 +56,16 @@ class Embeddings:
     def of(cls, given: Mapping[str, np.ndarray] | Embeddings | None) -> Embeddings:
         """Take a mapping from name to vector (an opened ``.npz`` will do) and normalise it.
 
+        Parameters
+        ----------
+        given : mapping of str to (E,) array, Embeddings, or None
+            None: no embeddings.
+
+        Returns
+        -------
+        Embeddings
+            Vectors of length 1, float32.
+
         Raises
         ------
         DataError
@@ -87,7 +97,17 @@ class Embeddings:
         return cls(names, vectors)
 
     def take(self, names: Iterable[str]) -> tuple[list[str], np.ndarray]:
-        """Those of the names that have an embedding, in the order given, and their vectors."""
+        """Those of the names that have an embedding, in the order given, and their vectors.
+
+        Parameters
+        ----------
+        names : iterable of str
+
+        Returns
+        -------
+        names : list of str
+        vectors : ndarray (n, E), float32
+        """
         kept = [name for name in names if name in self.place]
         return kept, self.vectors[[self.place[name] for name in kept]]
 

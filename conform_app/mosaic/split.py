@@ -59,7 +59,18 @@ class Split:
     counts: dict[str, int] = field(default_factory=dict)
 
     def of(self, stimulus: str) -> str:
-        """Split of one stimulus."""
+        """Split of one stimulus.
+
+        Parameters
+        ----------
+        stimulus : str
+            As in ``stimuli``; a name that is not there is a KeyError.
+
+        Returns
+        -------
+        str
+            ``"train"``, ``"test"``, ``"artificial"`` or ``"excluded"``.
+        """
         return self._sides()[stimulus]
 
     def of_trials(self, trials: pd.DataFrame) -> np.ndarray:

@@ -114,7 +114,15 @@ class ParcelFit:
     account: tuple[str, ...]
 
     def apply(self, responses: np.ndarray) -> np.ndarray:
-        """Denoise other responses (n_units, m) of the same units.
+        """Denoise other responses of the same units.
+
+        Parameters
+        ----------
+        responses : array_like, (n_units, m)
+
+        Returns
+        -------
+        ndarray, (n_units, m) float64
 
         Raises
         ------

@@ -237,7 +237,16 @@ class PSNResult:
         return out.reshape(responses.shape)
 
     def operator(self, dtype: type = np.float64) -> np.ndarray:
-        """The denoiser of the valid units as an n x n matrix, in which row u makes unit u."""
+        """The denoiser of the valid units as a matrix, in which row u makes unit u.
+
+        Parameters
+        ----------
+        dtype : type
+
+        Returns
+        -------
+        ndarray, (n_valid, n_valid)
+        """
         blend = WIENER if self.criterion == "wiener" else self.blend
         if blend is not None:
             return blend.operator(self.axes, self.gsn, self.n_trials, dtype)

@@ -79,6 +79,11 @@ class PSN(TransformerMixin, BaseEstimator):
         y : array_like, (n_trials,)
             Condition of each trial in the second form; ignored in the first.
 
+        Returns
+        -------
+        PSN
+            Itself.
+
         Raises
         ------
         InputError
@@ -119,7 +124,17 @@ class PSN(TransformerMixin, BaseEstimator):
         return data
 
     def transform(self, X: np.ndarray) -> np.ndarray:
-        """Denoise responses of the same units: (n_units, ...), or (m, n_units) after a fit to trials."""
+        """Denoise other responses of the same units.
+
+        Parameters
+        ----------
+        X : array_like, (n_units, ...), or (m, n_units) after a fit to trials
+            Averages in the first form, single trials in the second.
+
+        Returns
+        -------
+        ndarray, as X, float64
+        """
         check_is_fitted(self, "result_")
         if hasattr(self, "classes_"):
             X = validate_data(self, X, dtype=np.float64, reset=False)
@@ -127,7 +142,23 @@ class PSN(TransformerMixin, BaseEstimator):
         return self.result_.apply(X)
 
     def fit_transform(self, X: np.ndarray, y: np.ndarray | None = None) -> np.ndarray:
-        """Fit, and return the denoised averages (n_units, n_conditions), or the denoised trials."""
+        """Fit, and return what was fitted to, denoised.
+
+        Parameters
+        ----------
+        X, y
+            As `fit`.
+
+        Returns
+        -------
+        ndarray, float64
+            Averages (n_units, n_conditions), or trials (n_trials, n_units), as X was given.
+
+        Raises
+        ------
+        InputError
+            As `fit`.
+        """
         self.fit(X, y)
         return self.denoised_ if _is_3d(X) else self.transform(X)
 

@@ -123,6 +123,10 @@ class WideFit:
         n_trials : float, optional
             Trials that each is the average of (default: T of the training data).
 
+        Returns
+        -------
+        ndarray, as ``responses``, float64
+
         Raises
         ------
         DataError
@@ -227,6 +231,24 @@ def fit_sample_space(data: np.ndarray, *, mode: str = "wiener", **options) -> Wi
 
     Equal to ``fit_psn(shrink=False)``.  Another estimator than the default, which shrinks: noise along axes
     that the trials do not span counts as absent.
+
+    Parameters
+    ----------
+    data : array_like, (n_units, n_conditions, n_trials)
+        NaN marks a missing trial.
+    mode, **options
+        As `fit_wide`, but for the shrinkage.
+
+    Returns
+    -------
+    WideFit
+
+    Raises
+    ------
+    UsageError
+        Shrinkage is asked for.
+    DataError
+        As `fit_wide`.
     """
     if {"shrink", "shrink_levels"} & set(options):
         raise UsageError("The sample space knows no shrinkage.", "Use fit_wide.")

@@ -73,6 +73,10 @@ def rsa_noise_ceiling(
     n_simulations : int
     seed : int
 
+    Returns
+    -------
+    RSACeiling
+
     Raises
     ------
     DataError

@@ -246,6 +246,14 @@ class SphereResampler(Stored):
     def from_arrays(cls, arrays) -> SphereResampler:
         """The transform that `to_arrays` took apart.
 
+        Parameters
+        ----------
+        arrays : mapping of str to ndarray
+
+        Returns
+        -------
+        SphereResampler
+
         Raises
         ------
         DataError

@@ -87,14 +87,23 @@ def read_transform(path, kind: str | None = None) -> dict[str, np.ndarray]:
 def load_transform(path):
     """Read a transform of either kind.
 
+    Parameters
+    ----------
+    path : path
+        A ``*_xfm.h5`` that `VolumeToSurface.save` or `SphereResampler.save` wrote.
+
     Returns
     -------
     VolumeToSurface or SphereResampler
 
     Raises
     ------
-    NoInputError, FileFaultError, DataError
-        See :func:`read_transform`.
+    NoInputError
+        There is no such file.
+    FileFaultError
+        It cannot be read, or is no HDF5 file.
+    DataError
+        It holds something else, or contradicts itself.
     """
     from conform_app.surface.sphere import SphereResampler
     from conform_app.surface.volume import VolumeToSurface

@@ -249,6 +249,14 @@ class VolumeToSurface(Stored):
     def from_arrays(cls, arrays) -> VolumeToSurface:
         """The transform that `to_arrays` took apart.
 
+        Parameters
+        ----------
+        arrays : mapping of str to ndarray
+
+        Returns
+        -------
+        VolumeToSurface
+
         Raises
         ------
         DataError
