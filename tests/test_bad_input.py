@@ -150,6 +150,43 @@ def test_masks_of_other_runs_stand_in_for_a_missing_one(dataset, capsys):
     assert "No brain mask for run-1, run-2: every voxel that varies is fitted." in capsys.readouterr().out
 
 
+def warned(dataset, capsys, *options):
+    assert call(dataset, dataset.parent / "out", *PLAN_ONLY, *options) == 0
+    return [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning")]
+
+
+def test_a_mask_that_takes_most_voxels_is_told(dataset, capsys):
+    assert warned(dataset, capsys) == []
+    path = sorted(dataset.rglob("*_mask.nii.gz"))[1]
+    mask = np.asarray(nib.load(path).dataobj).copy()
+    mask[3:] = 0
+    save(path, mask)
+    said = "have 40 voxels in common, 57 % of the usual 70; the smallest, of run-2, has 40."
+    assert [line for line in warned(dataset, capsys) if line.endswith(said)]
+
+
+def test_volumes_taken_away_by_preprocessing_are_told(dataset, capsys):
+    for path in bold_files(dataset):
+        edit_bold(path, lambda data: data[..., 3:])
+    said = (
+        "2 runs have (first sub-01 task-x run-1) 57 volumes, 60 before preprocessing; if some were taken from"
+    )
+    line = next(line for line in warned(dataset, capsys) if said in line)
+    assert "--onset-shift -6, or StartTime" in line
+    for path in (dataset / "derivatives").rglob("*_bold.json"):
+        path.write_text(json.dumps({"RepetitionTime": 2.0, "StartTime": 6.0}))
+    assert not [line for line in warned(dataset, capsys) if "before preprocessing" in line]
+
+
+def test_numbers_written_in_two_ways_are_told(dataset, capsys):
+    first, second = sorted(dataset.rglob("*_events.tsv"))
+    first.write_text(first.read_text().replace("face", "12"))
+    second.write_text(second.read_text().replace("face", "12.0"))
+    line = next(line for line in warned(dataset, capsys) if "'.0'" in line)
+    assert "1 name is written with and without '.0' (first 12 and 12.0)" in line
+    assert not [x for x in warned(dataset, capsys, "--stim-pattern", "^([0-9]+)") if "'.0'" in x]
+
+
 def test_a_tab_at_the_end_of_rows_is_no_matter(dataset, capsys, recwarn):
     path = events_of(dataset)
     head, *rows = path.read_text().splitlines()

@@ -25,6 +25,14 @@ def test_found_below_derivatives_with_fmriprep_first(tmp_path):
     assert list(found.datasets) == ["fmriprep", "aaa", "raw"]
 
 
+def test_results_of_an_earlier_run_are_no_input(tmp_path):
+    Skeleton(tmp_path).add()
+    own = Skeleton(tmp_path, tmp_path / "derivatives" / "aaa")
+    own.add_prep("space-T1w")
+    describe(own.prep, "derivative", GeneratedBy=[{"Name": "CONFORM"}, {"Name": "fMRIPrep"}])
+    assert list(find_fits(bids_dir=tmp_path).datasets) == ["fmriprep", "raw"]
+
+
 def test_named_derivatives_in_the_users_order(tmp_path):
     Skeleton(tmp_path).add()
     Skeleton(tmp_path, tmp_path / "other").add_prep("space-T1w")

@@ -127,6 +127,21 @@ def _entities(name: str) -> dict[str, str]:
 
 def _raw_geometry(events: Path | None) -> dict[str, Any]:
     """Voxel and matrix size of the raw image beside the events, from its header."""
+    image = _raw_image(events)
+    if image is None:
+        return {}
+    size = (image.grid.affine[:3, :3] ** 2).sum(axis=0) ** 0.5
+    return {"VoxelSize": [round(float(v), 4) for v in size], "MatrixSize": list(map(int, image.grid.shape))}
+
+
+def raw_length(run: RunInput) -> int | None:
+    """Return the number of volumes of the raw image beside the events; None where it cannot be read."""
+    image = _raw_image(run.events)
+    return None if image is None else int(image.n_volumes)
+
+
+def _raw_image(events: Path | None) -> Any:
+    """The raw image beside the events, its header read; None where there is none."""
     from conform_app.errors import ConformError
     from conform_app.images import open_run
 
@@ -135,12 +150,10 @@ def _raw_geometry(events: Path | None) -> dict[str, Any]:
         if path is None or not path.is_file():
             continue
         try:
-            grid = open_run((path,)).grid
+            return open_run((path,))
         except ConformError:
             continue  # the raw image is not needed for a fit
-        size = (grid.affine[:3, :3] ** 2).sum(axis=0) ** 0.5
-        return {"VoxelSize": [round(float(v), 4) for v in size], "MatrixSize": list(map(int, grid.shape))}
-    return {}
+    return None
 
 
 def common_values(runs: list[Mapping[str, Any]]) -> dict[str, Any]:

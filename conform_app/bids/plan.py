@@ -18,6 +18,9 @@ import numpy as np
 from conform_app.bids.surfaceplan import SurfacePlan, from_dict
 from conform_app.errors import DataError
 
+SHARED = 0.8
+"""Share of a run's mask that all runs should have; masks of one brain share nearly all."""
+
 
 @dataclass(frozen=True)
 class RunPlan:
@@ -245,20 +248,35 @@ def analysis_points(plan: FitPlan) -> tuple[np.ndarray, list[str]]:
 
     grid = open_run(tuple(map(Path, plan.runs[0].bold))).grid
     points = np.ones(grid.n_points, dtype=bool)
+    sizes: dict[str, int] = {}
     without = [run.label for run in plan.runs if not run.mask]
-    for mask in dict.fromkeys(run.mask for run in plan.runs if run.mask):
-        points &= read_mask(tuple(map(Path, mask)), grid)
+    for mask, label in {run.mask: run.label for run in reversed(plan.runs) if run.mask}.items():
+        own = read_mask(tuple(map(Path, mask)), grid)
+        sizes[label] = int(own.sum())
+        points &= own
     if not points.any():
         raise DataError(
             f"{plan.name}: the brain masks of the runs have no voxel in common.",
             "Check that the runs are in one space.",
         )
-    warnings = []
+    warnings = _small_overlap(int(points.sum()), sizes)
     if without and plan.kind == "volume":
         used = "those of the other runs are used" if len(without) < len(plan.runs) else ""
         used = used or "every voxel that varies is fitted"
         warnings.append(f"No brain mask for {', '.join(without)}: {used}.")
     return points, warnings
+
+
+def _small_overlap(n_common: int, sizes: dict[str, int]) -> list[str]:
+    """Say so when one run's mask (a failed one, say) takes many voxels from all runs."""
+    usual = float(np.median(list(sizes.values()))) if sizes else 0.0
+    if n_common >= SHARED * usual:
+        return []
+    label = min(sizes, key=lambda name: sizes[name])
+    return [
+        f"The brain masks of the runs have {n_common} voxels in common, {100 * n_common / usual:.0f} % of "
+        f"the usual {usual:.0f}; the smallest, of {label}, has {sizes[label]}."
+    ]
 
 
 def point_coordinates(plan: FitPlan, points: np.ndarray) -> np.ndarray:

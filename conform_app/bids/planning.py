@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from conform_app.bids.acquisition import describe_participant, describe_run
+from conform_app.bids.acquisition import describe_participant, describe_run, raw_length
 from conform_app.bids.atlas import with_atlas
 from conform_app.bids.carried import plan_surface
 from conform_app.bids.carrycost import points_fitted, surface_memory
@@ -71,6 +71,7 @@ def make_plan(fit: Fit, events: EventSettings, model: ModelSettings, *, roots: M
                 "the sidecar is used."
             )
     starts, told = _start_times(fit)
+    told += _trimmed(fit, [image.n_volumes for image in images], starts, tr)
     table = build_trials(fit, events, [image.n_volumes * tr for image in images])
     with_confounds = model.confounds not in ((), ("none",))
     presses = table.presses or ({},) * len(images)
@@ -156,6 +157,23 @@ def _start_times(fit: Fit) -> tuple[list[float], list[str]]:
             )
         starts.append(float(start or 0.0))
     return starts, list(dict.fromkeys(warnings))
+
+
+def _trimmed(fit: Fit, lengths: Sequence[int], starts: Sequence[float], tr: float) -> list[str]:
+    """Say so when preprocessing took volumes away: from the start, they shift all onsets."""
+    pairs = []
+    for run, n, start in zip(fit.runs, lengths, starts, strict=True):
+        raw = raw_length(run)
+        if raw is not None and raw != n and start < 0.9 * (raw - n) * tr:
+            pairs.append((run, n, raw))
+    if not pairs:
+        return []
+    run, n, raw = pairs[0]
+    which = f"{run.label} has" if len(pairs) == 1 else f"{len(pairs)} runs have (first {run.label})"
+    return [
+        f"{which} {n} volumes, {raw} before preprocessing; if some were taken from the start, give "
+        f"--onset-shift {-(raw - n) * tr:g}, or StartTime in the sidecar."
+    ]
 
 
 def _further_labels(runs: Sequence[RunInput]) -> list[dict[str, str]]:

@@ -17,6 +17,7 @@ from conform_app.bids.layout import is_derivative, read_description
 from conform_app.errors import NoInputError
 
 RAW_NAME = "raw"
+OWN_NAME = "conform"  # results of earlier runs hold no BOLD
 # Folders users pass along that hold no BOLD and cost much to walk.
 _NOT_BOLD = frozenset({"freesurfer", "templateflow", RAW_NAME})
 
@@ -96,7 +97,13 @@ def _found(bids_dir: Path) -> list[tuple[str, Path]]:
     if not folder.is_dir():
         return []
     places = [folder, *sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))]
-    found = [(p.name, p) for p in places if is_derivative(read_description(p)) and p.name not in _NOT_BOLD]
+    found = [
+        (p.name, p)
+        for p in places
+        if p.name not in _NOT_BOLD
+        and is_derivative(description := read_description(p))
+        and _pipeline(description) != OWN_NAME
+    ]
     return sorted(found, key=lambda item: (item[0].lower() != "fmriprep", "fmriprep" not in item[0].lower()))
 
 

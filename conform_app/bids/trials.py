@@ -238,6 +238,7 @@ def build_trials(
         warnings.append(
             f"Trials are {np.median(gaps):.1f} s apart (median), too close to tell apart well{hint}."
         )
+    warnings += _decimals({trial.stim for trials in per_run for trial in trials})
     table = _table(fit, per_run, ", ".join(dict.fromkeys(columns)), warnings)
     lines = [[trial.line for trial in trials] for trials in per_run]
     events = [rows.table.loc[own] for rows, own in zip(tables, lines, strict=True)]
@@ -288,6 +289,18 @@ def _query_in_vain(query: str | None, tables: Sequence[EventRows]) -> str:
         f"--ignore-trials {query!r} drops no row of any run; a column of numbers is compared with a number "
         "without quotes."
     )
+
+
+def _decimals(stimuli: set[str]) -> list[str]:
+    """Say when one number is written in two ways, as tables with missing values are (``12`` and ``12.0``)."""
+    twice = sorted((s for s in stimuli if s.endswith(".0") and s.removesuffix(".0") in stimuli), key=natural)
+    if not twice:
+        return []
+    return [
+        f"{count_text(len(twice), 'name', 'is', 'are')} written with and without '.0' (first "
+        f"{twice[0].removesuffix('.0')} and {twice[0]}) and taken for different stimuli; --stim-pattern "
+        "'^([0-9]+)' takes the whole number."
+    ]
 
 
 def _with_stimulus(rows: EventRows, column: str, warnings: list[str]) -> EventRows:
