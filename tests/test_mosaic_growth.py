@@ -138,8 +138,9 @@ def test_a_split_made_elsewhere_is_taken_and_must_cover_all(empty):
     assert "DreamSim" in empty.audit["threshold_origin"]
     with pytest.raises(DataError, match="have no split"):
         empty.seal(split=split_stimuli(shown[shown["stimulus"] != "x.jpg"]))
-    with pytest.raises(NoInputError, match="no table 'weather'"):
+    with pytest.raises(NoInputError, match="no table 'weather'") as found:
         empty.table("weather")
+    assert found.value.remedy.startswith("It has audit_datasets, excluded, methodology, ")
 
 
 def test_regions_by_label(empty):

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import importlib
 import inspect
 import re
@@ -26,7 +27,8 @@ def public():
         for name in module.__all__:
             thing = getattr(module, name)
             if inspect.isclass(thing):
-                for key, value in vars(thing).items():
+                ours = [base for base in thing.__mro__ if base.__module__.startswith("conform_app")]
+                for key, value in (item for base in reversed(ours) for item in vars(base).items()):
                     value = getattr(value, "__func__", value)
                     if inspect.isfunction(value) and not key.startswith("_"):
                         found[f"{package}.{name}.{key}"] = value
@@ -42,6 +44,12 @@ def public():
 
 
 PUBLIC = public()
+RECORDS = {
+    f"{package}.{name}": getattr(importlib.import_module(f"conform_app.{package}"), name)
+    for package in PACKAGES
+    for name in importlib.import_module(f"conform_app.{package}").__all__
+}
+RECORDS = {name: thing for name, thing in RECORDS.items() if dataclasses.is_dataclass(thing)}
 
 
 def sections(thing):
@@ -82,5 +90,14 @@ def test_docstring_is_true(name):
     assert raised(thing) <= set(entries(found.get("Raises", [])))
 
 
+@pytest.mark.parametrize("name", RECORDS)
+def test_every_field_is_explained(name):
+    found = sections(RECORDS[name])
+    told = entries(found.get("Parameters", []) + found.get("Attributes", []))
+    assert {f.name for f in dataclasses.fields(RECORDS[name])} - set(told) == set()
+
+
 def test_everything_is_looked_at():
     assert len(PUBLIC) > 100
+    assert {"mosaic.Collection.betas", "surface.VolumeToSurface.save"} <= set(PUBLIC)
+    assert len(RECORDS) > 10

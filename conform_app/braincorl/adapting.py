@@ -57,6 +57,8 @@ class Adapted:
         Factor on the posterior variance.
     context : ndarray (S, E)
         Context features, by which test images that were seen are recognised.
+    posterior : Posterior
+        Of all voxels that are valid; what `predictive_sd` is made from.
     """
 
     method: str

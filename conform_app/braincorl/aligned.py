@@ -108,6 +108,8 @@ class AlignedAverage:
     method : str
     options : dict
         Of `align`.
+    sources : tuple
+        The participants learned from: features, betas, weights, parcels.
     """
 
     method: str

@@ -27,7 +27,19 @@ class BesideBetas:
     _path: Any
 
     def statistics(self, participant: str) -> tuple[list[str], np.ndarray, np.ndarray]:
-        """Scale of the betas: units, mean and sd ``(n_units, n_vertices)``; z * sd + mean undoes it.
+        """Scale of the betas: z * sd + mean undoes it.
+
+        Parameters
+        ----------
+        participant : str
+            Such as ``"sub-01_NSD"``.
+
+        Returns
+        -------
+        units : list of str
+            Names of the fits.
+        mean, sd : ndarray, (n_units, n_vertices)
+            Over the train trials of each fit, in the unit of the betas as given.
 
         Raises
         ------
@@ -38,10 +50,19 @@ class BesideBetas:
         return list(mean.attrs["units"]), mean[...], sd[...]
 
     def harmonised_scale(self, participant: str) -> np.ndarray:
-        """Scale of a participant's betas without its site's share, (n_vertices,) float32.
+        """Scale of a participant's betas without its site's share.
 
-        Betas times this are comparable over sites and keep what participants of a site differ in; NaN where
-        any participant has no scale.
+        Betas times this are comparable over sites and keep what participants of a site differ in.
+
+        Parameters
+        ----------
+        participant : str
+            Such as ``"sub-01_NSD"``.
+
+        Returns
+        -------
+        ndarray, (n_vertices,) float32
+            NaN where any participant has no scale.
 
         Raises
         ------
@@ -56,7 +77,18 @@ class BesideBetas:
         return np.load(io.BytesIO(self.place.read(name)), allow_pickle=False)[int(row.iloc[0])]
 
     def noise_ceilings(self, participant: str) -> dict[tuple[str, str], np.ndarray]:
-        """Noise ceilings, per cent: ``(phase, "1" or "avg")`` to ``(n_vertices,)``; empty without repeats."""
+        """Noise ceilings of a participant.
+
+        Parameters
+        ----------
+        participant : str
+            Such as ``"sub-01_NSD"``.
+
+        Returns
+        -------
+        dict of (phase, "1" or "avg") to ndarray, (n_vertices,)
+            Per cent, for one trial and for the average of all; empty without repeats.
+        """
         if not self.record(participant)["noise_ceilings"]:
             return {}
         array = self.place.array(self._path(participant, "noiseceiling"))
@@ -64,10 +96,20 @@ class BesideBetas:
         return {(row["phase"], row["n"]): values[i] for i, row in enumerate(array.attrs["maps"])}
 
     def averages(self, participant: str) -> tuple[np.ndarray, np.ndarray]:
-        """Denoised averages: stimuli ``(n,)`` and values ``(n, n_vertices)``.
+        """Denoised averages.
 
         They are on the scale of the betas, unless the participant's record says otherwise (in
         ``averages_units``).
+
+        Parameters
+        ----------
+        participant : str
+            Such as ``"sub-01_NSD"``.
+
+        Returns
+        -------
+        stimuli : ndarray of str, (n,)
+        values : ndarray, (n, n_vertices)
 
         Raises
         ------
@@ -85,6 +127,10 @@ class BesideBetas:
 
     def valid_vertices(self, participants: Sequence[str] | None = None) -> np.ndarray:
         """Vertices that have a value in every trial of these participants (default: all).
+
+        Parameters
+        ----------
+        participants : sequence of str, optional
 
         Returns
         -------

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -51,6 +51,10 @@ class CollectionReader(BesideBetas):
         ----------
         path : path or URL
             A folder, or an address that fsspec knows (``s3://``, ``https://``, ...).
+
+        Returns
+        -------
+        Collection
 
         Raises
         ------
@@ -141,7 +145,16 @@ class CollectionReader(BesideBetas):
         return self.table("stimuli")
 
     def table(self, name: str) -> pd.DataFrame:
-        """Return a table of this version: ``stimuli``, ``names``, ``near``, ``methodology``, ...
+        """Return a table of this version.
+
+        Parameters
+        ----------
+        name : str
+            ``stimuli``, ``names``, ``near``, ``methodology``, ...
+
+        Returns
+        -------
+        DataFrame
 
         Raises
         ------
@@ -152,9 +165,12 @@ class CollectionReader(BesideBetas):
             tables = self.manifest.get("tables", {})
             file = next((f for f in tables if f.rpartition("/")[2] == f"{name}.tsv"), None)
             if file is None:
+                there = sorted(PurePosixPath(f).stem for f in tables if f.endswith(".tsv"))
                 raise NoInputError(
                     f"Version {self.version} of {self.place.root} has no table {name!r}.",
-                    "Seal the collection first." if not self.manifest else f"It has {sorted(tables)}.",
+                    f"It has {', '.join(there)}; seal(tables=...) adds others."
+                    if self.manifest
+                    else "Seal the collection first.",
                 )
             sidecar = self.place.read(file.removesuffix(".tsv") + ".json")
             self._tables[name] = parse(self.place.read(file), sidecar, file)
@@ -167,6 +183,15 @@ class CollectionReader(BesideBetas):
 
     def record(self, key: str) -> dict[str, Any]:
         """Everything on record about a participant.
+
+        Parameters
+        ----------
+        key : str
+            Such as ``"sub-01_NSD"``.
+
+        Returns
+        -------
+        dict
 
         Raises
         ------
@@ -287,6 +312,13 @@ class CollectionReader(BesideBetas):
         -------
         ndarray of int
             For `betas`.
+
+        Raises
+        ------
+        UsageError
+            The trials have no such column; a split is asked for before the first `seal`.
+        NoInputError
+            There is no such participant.
         """
         table = self.trials(participant)
         wanted = {"split": split, "stimulus": stimulus, **columns}

@@ -49,6 +49,8 @@ class Split:
     account : list of str
         What was decided, in plain sentences.
     threshold : float
+    counts : dict of str to int
+        Numbers behind these sentences.
     """
 
     stimuli: pd.DataFrame

@@ -64,6 +64,8 @@ class GSNResult:
         Trials averaged for cD (the smallest number when trials are uneven).
     valid : ndarray, (n_units,) bool
         False for units left out: constant, not finite, without noise, or partly missing.
+    signal_eig : (ndarray, ndarray) or None
+        Eigenvalues (descending, not clipped) and eigenvectors behind signal_cov, where they were needed.
     """
 
     signal_cov: np.ndarray
@@ -79,7 +81,6 @@ class GSNResult:
     n_trials: float
     n_trials_data: float
     valid: np.ndarray
-    # Eigenvalues (descending, not clipped) and eigenvectors behind signal_cov, where they were needed.
     signal_eig: tuple[np.ndarray, np.ndarray] | None = field(default=None, repr=False)
 
 

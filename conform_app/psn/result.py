@@ -131,6 +131,8 @@ class PSNResult:
         Weights, where mode "auto" found a weighted mean to be better than any single choice.
     candidate_errors : dict of str to float
         Mode "auto": cross-validated mean squared error of each candidate.
+    data : ndarray, (n_units, n_conditions, n_trials)
+        As given, for the noise of each trial.
     """
 
     denoised: np.ndarray

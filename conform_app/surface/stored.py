@@ -119,12 +119,30 @@ class Stored:
     kind: str
 
     def save(self, path) -> Path:
-        """Write the transform as HDF5 (``*_xfm.h5``); `load` and `load_transform` read it back."""
+        """Write the transform as HDF5 (``*_xfm.h5``); `load` and `load_transform` read it back.
+
+        Parameters
+        ----------
+        path : path
+
+        Returns
+        -------
+        Path
+        """
         return save_transform(path, self)
 
     @classmethod
     def load(cls, path) -> Self:
         """Read a transform that `save`, or the app, wrote.
+
+        Parameters
+        ----------
+        path : path
+
+        Returns
+        -------
+        VolumeToSurface or SphereResampler
+            As the class that is asked.
 
         Raises
         ------
