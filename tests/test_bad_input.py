@@ -187,6 +187,12 @@ def test_numbers_written_in_two_ways_are_told(dataset, capsys):
     assert not [x for x in warned(dataset, capsys, "--stim-pattern", "^([0-9]+)") if "'.0'" in x]
 
 
+def test_a_test_set_without_trials_is_told(dataset, capsys):
+    lines = warned(dataset, capsys, "--test-trials", "trial_type == 'Face'")
+    assert any("--test-trials" in line and "is true of no trial" in line for line in lines)
+    assert warned(dataset, capsys, "--test-trials", "trial_type == 'face'") == []
+
+
 def test_a_tab_at_the_end_of_rows_is_no_matter(dataset, capsys, recwarn):
     path = events_of(dataset)
     head, *rows = path.read_text().splitlines()

@@ -33,6 +33,22 @@ def test_results_of_an_earlier_run_are_no_input(tmp_path):
     assert list(find_fits(bids_dir=tmp_path).datasets) == ["fmriprep", "raw"]
 
 
+def test_participants_of_a_second_dataset_are_not_left_out_in_silence(tmp_path):
+    Skeleton(tmp_path / "raw").add().add(sub="02")
+    one, two = tmp_path / "raw" / "derivatives" / "fmriprep", tmp_path / "two"
+    describe(two, "derivative")
+    (one / "sub-02").rename(two / "sub-02")
+    both = [("one", one), ("two", two)]
+    found = find_fits(bids_dir=tmp_path / "raw", derivatives=both)
+    assert [fit.subject for fit in found] == ["01"]
+    assert any("in two alone, while one is read: 02." in text for text in found.warnings)
+    with pytest.raises(NoInputError, match="sub-02 has no preprocessed BOLD where that of others is read"):
+        find_fits(bids_dir=tmp_path / "raw", derivatives=both, subjects=["01", "02"])
+    alone = find_fits(bids_dir=tmp_path / "raw", derivatives=both, subjects=["02"])
+    assert [fit.subject for fit in alone] == ["02"]
+    assert not [text for text in alone.warnings if "Left out" in text]
+
+
 def test_named_derivatives_in_the_users_order(tmp_path):
     Skeleton(tmp_path).add()
     Skeleton(tmp_path, tmp_path / "other").add_prep("space-T1w")

@@ -70,13 +70,14 @@ def find_candidates(
         Labels or filter leave nothing.
     """
     all_runs: list[BidsFile] = []
-    for dataset in datasets:
+    for place, dataset in enumerate(datasets):
         files = [file for file in dataset.files if _is_bold(file, wanted)]
         all_runs += files
         kept = [f for f in files if passes_labels(f.entities, choice) and passes_filter(f, wanted)]
         kept = _one_echo(kept)
         if kept:
             _tell_unmatched(kept, choice, warnings)
+            _tell_elsewhere(dataset, kept, datasets[place + 1 :], choice, wanted, warnings)
             return dataset, _pair(kept, warnings)
     places = ", ".join(str(dataset.root) for dataset in datasets)
     if not all_runs:
@@ -89,6 +90,30 @@ def find_candidates(
         f"the labels and filters select no preprocessed BOLD in {places}; there is {_what_is(all_runs)}.",
         "Check the --*-label options and --bids-filter-file.",
     )
+
+
+def _tell_elsewhere(
+    home: Dataset,
+    kept: Sequence[BidsFile],
+    others: Sequence[Dataset],
+    choice: Mapping[str, tuple[str, ...] | None],
+    wanted: Mapping[str, tuple[Any, ...]] | None,
+    warnings: list[str],
+) -> None:
+    """Say which participants are left out because their BOLD is in a later dataset alone."""
+    here = {file.entities["subject"] for file in kept}
+    for other in others:
+        there = {
+            file.entities["subject"]
+            for file in other.files
+            if _is_bold(file, wanted) and passes_labels(file.entities, choice) and passes_filter(file, wanted)
+        }
+        if there - here:
+            listed = ", ".join(sorted(there - here, key=natural))
+            warnings.append(
+                f"Left out, their BOLD being in {other.name} alone, while {home.name} is read: {listed}. Run "
+                "them by themselves, with --participant-label."
+            )
 
 
 def _is_bold(file: BidsFile, wanted: Mapping[str, tuple[Any, ...]] | None) -> bool:

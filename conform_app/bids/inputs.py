@@ -277,7 +277,7 @@ def find_fits(
     if failures and not fits:
         raise failures[0].error
     tried = {fit.subject for fit in fits} | {failure.subject for failure in failures}
-    _check_every_subject(choice["subject"], tried, candidates)
+    _check_every_subject(choice["subject"], tried, candidates, home.root)
     order = {str(key): n for n, (key, _) in enumerate(chosen)}
     fits.sort(key=lambda f: (*_sort_key(f), order[str(SpaceKey(f.kind, f.space, f.res, f.den))]))
     read = _by_name((*preprocessed, *raws))
@@ -356,14 +356,19 @@ def _check_subjects(wanted: tuple[str, ...] | None, roots: Sequence[Path]) -> tu
 
 
 def _check_every_subject(
-    wanted: tuple[str, ...] | None, tried: set[str], candidates: Sequence[Candidate]
+    wanted: tuple[str, ...] | None, tried: set[str], candidates: Sequence[Candidate], home: Path
 ) -> None:
     """A participant asked for by name must be there; otherwise a run would end well without it."""
     for label in wanted or ():
         if label not in tried:
             there = sorted({str(c.key) for c in candidates if c.run["subject"] == label})
+            if not there:
+                raise NoInputError(
+                    f"sub-{label} has no preprocessed BOLD where that of others is read ({home}).",
+                    "Run it by itself if its data are in another of the datasets, or leave it out.",
+                )
             raise NoInputError(
-                f"sub-{label} has no BOLD in the space chosen; it has {', '.join(there) or 'none'}.",
+                f"sub-{label} has no BOLD in the space chosen; it has {', '.join(there)}.",
                 "Choose its space with --output-spaces, or leave the participant out.",
             )
 

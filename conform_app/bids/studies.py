@@ -146,7 +146,14 @@ def own_split(table: TrialTable, settings: EventSettings, events: Sequence[pd.Da
     split = np.full(len(table), "train", dtype=object)
     for label, query in (("test", settings.test_trials), ("artificial", settings.artificial_trials)):
         if query is not None:
-            split[_matches(table, query, label, events)] = label
+            hit = _matches(table, query, label, events)
+            split[hit] = label
+            if not hit.any():
+                told = (
+                    f"--{label}-trials {query!r} is true of no trial; a column of numbers is compared with "
+                )
+                told += "a number without quotes."
+                table = replace(table, warnings=(*table.warnings, told))
     return replace(table, split=tuple(split))
 
 
