@@ -206,3 +206,15 @@ def test_maps_need_one_output_that_is_still_there(out, arguments, sites, capsys)
     finally:
         for path in masks:
             path.with_name(f"{path.name}.away").rename(path)
+
+
+def test_models_of_another_version_of_the_collection_are_told(out, arguments, capsys) -> None:
+    plain = [arg for arg in arguments if not arg.endswith("features.npz") and arg != "--features"]
+    told = "The encoding models on this page were made from version"
+    assert told not in (out / "group.html").read_text()
+    assert main(plain) == 0  # without features the split is another one
+    assert told in (out / "group.html").read_text()
+    assert told in capsys.readouterr().err
+    assert main([*arguments, *ENCODE]) == 0
+    assert capsys.readouterr().err.count("its encoding model is there") == 4
+    assert told not in (out / "group.html").read_text()

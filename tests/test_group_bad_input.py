@@ -174,6 +174,24 @@ def test_participant_whose_output_is_gone_stays_until_it_is_removed(sites, tmp_p
     assert group(sites, results, out, "--remove-participant", "sub-77_Alpha") == 18
 
 
+def test_exported_files_of_the_gone_and_the_replaced_go(sites, tmp_path):
+    results = copy_of(sites, tmp_path, "Gamma", "Alpha")
+    out, names = tmp_path / "out", ("Gamma", "Alpha")
+    assert group(sites, results, out, "--export-hdf5", names=names) == 0
+    before = {path.name for path in (out / "group" / "hdf5").iterdir()}
+    assert len(before) == 4
+    path = next((results / "results" / "Gamma" / "sub-02").rglob("*fsLR*stat-effect_desc-typeD*.dscalar.nii"))
+    image = nib.load(path)
+    nib.save(nib.Cifti2Image(image.get_fdata(dtype=np.float32)[::-1].copy(), image.header), path)
+    assert group(sites, results, out, "--overwrite", "--export-hdf5", names=names) == 0
+    after = {path.name for path in (out / "group" / "hdf5").iterdir()}
+    assert len(after) == 4
+    assert {name[:12] for name in before - after} == {"sub-02_Gamma"}
+    assert group(sites, results, out, "--remove-participant", "sub-01_Alpha", names=names) == 0
+    left = {path.name[:12] for path in (out / "group" / "hdf5").iterdir()}
+    assert left == {"sub-01_Gamma", "sub-02_Gamma", "sub-02_Alpha"}
+
+
 def test_changed_participant_is_replaced_on_request_only(sites, tmp_path, capsys):
     results = copy_of(sites, tmp_path)
     out = tmp_path / "out"

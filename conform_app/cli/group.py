@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections import Counter
+from collections.abc import Container
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -165,6 +166,7 @@ def _remove(settings: Settings, found: Survey) -> None:
     for key in wanted:
         if key not in collection.missing:
             collection.remove(key)
+        _remove_exported(settings, (), key)
         LOGGER.info("%s: removed", key)
 
 
@@ -257,16 +259,28 @@ def _finish(session: Session, job: GroupJob, found: Survey) -> None:
     settings = session.settings
     stores = sorted((settings.output_dir / "group").glob("*_betas.zarr"))
     if settings.group.export_hdf5 and stores:
+        written: set[Path] = set()
         for store in stores:
             try:
                 files = Collection.open(store).export_hdf5(settings.output_dir / "group" / "hdf5")
                 LOGGER.info("%d HDF5 files written", len(files))
+                written |= set(files)
             except ConformError as error:
                 session.note(error, subject="", fit=store.name, step="export")
+                break
+        else:  # those of participants who are gone or were replaced
+            _remove_exported(settings, written)
     for text in _sealed_warnings(settings.output_dir):
         if text not in found.gathered.warnings:
             LOGGER.warning("%s", text)
     _report(session, job)
+
+
+def _remove_exported(settings: Settings, kept: Container[Path], key: str = "sub-*") -> None:
+    """Remove HDF5 files of earlier calls, all participants' or one's, but for those to keep."""
+    for path in (settings.output_dir / "group" / "hdf5").glob(f"{key}_crc32-????????.hdf5"):
+        if path not in kept:
+            path.unlink(missing_ok=True)
 
 
 def _sealed_warnings(output_dir: Path) -> list[str]:

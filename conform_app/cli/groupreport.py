@@ -12,12 +12,14 @@ import numpy as np
 
 from conform_app import __version__
 from conform_app.cli.encodereport import read_encoding
+from conform_app.cli.session import LOGGER
 from conform_app.errors import ConformError, NoInputError
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from conform_app.mosaic.collection import Collection
+    from conform_app.reports.braincorl import EncodingData
 
 TABLES = ("participants", "trials", "stimuli", "near", "audit", "methodology", "missing", "variance")
 NUMBERS = {"similarity", "max_similarity", "share", "adjusted", "p"}
@@ -47,6 +49,11 @@ def write_report(output_dir: Path, notes: Sequence[dict[str, Any]], run_uuid: st
     tables = {name: _read(output_dir / group_name(name)) for name in TABLES}
     store = None if summary.get("store") is None else output_dir / summary["store"]
     collection = Collection.open(store) if store is not None and store.is_dir() else None
+    encoding = read_encoding(output_dir, collection)
+    older = older_models(encoding, summary)
+    for text in older:
+        LOGGER.warning("%s", text)
+    summary = {**summary, "warnings": [*summary.get("warnings", ()), *older]}
     data = GroupData(
         tables=tables,
         summary=summary,
@@ -54,10 +61,24 @@ def write_report(output_dir: Path, notes: Sequence[dict[str, Any]], run_uuid: st
         ceilings={} if collection is None else mean_ceilings(collection),
         brain=None if collection is None else _brain(collection, summary),
         sizes=_sizes(output_dir, store),
-        encoding=read_encoding(output_dir, collection),
+        encoding=encoding,
     )
     info = {"version": __version__, "run uuid": run_uuid}
     return build_group_report(output_dir, data, errors=list(notes), run_info=info)
+
+
+def older_models(encoding: EncodingData | None, summary: dict[str, Any]) -> list[str]:
+    """Say so where encoding models were made from another version of the collection than the page shows."""
+    if encoding is None:
+        return []
+    made, now = encoding.summary.get("CollectionVersion"), summary.get("version")
+    if made == now:
+        return []
+    return [
+        f"The encoding models on this page were made from version {made} of the collection, which is now at "
+        f"version {now}: its participants, stimuli and split may be others. Run the group level with "
+        "--encode again."
+    ]
 
 
 def _read(path: Path) -> pd.DataFrame:

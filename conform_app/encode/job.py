@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from conform_app.bids.provenance import write_json
 from conform_app.braincorl.checks import check_disjoint
 from conform_app.collect.given import read_features
 from conform_app.collect.job import names_of
+from conform_app.encode.earlier import earlier_models
 from conform_app.encode.given import (
     digest,
     file_hash,
@@ -193,6 +194,7 @@ def plan_encoding(job: EncodeJob) -> EncodePlan:
     if align:
         inputs["pieces"] = digest(pieces_of(job, plan)[0])
     plan.targets = tuple(_target(job, plan, key, inputs, collection.space) for key in wanted)
+    plan.notes += _earlier(job, plan, inputs, collection)
     if align:
         plan.notes += alignment_notes(plan, plan.targets, job.settings.encode_repeats)
     return plan
@@ -207,6 +209,17 @@ def _person(collection: Any, key: str) -> Person:
     used = table[table["split"].isin(list(sides))]
     counts = {str(name): int(n) for name, n in used["stimulus"].value_counts(sort=False).items()}
     return Person(key, sides["train"], sides["test"], counts, digest(collection.record(key)))
+
+
+def _earlier(job: EncodeJob, plan: EncodePlan, inputs: dict[str, str], collection: Any) -> list[str]:
+    """What is to be said of models that are there and not made in this call."""
+    wanted = {target.key for target in plan.targets}
+    scratch = replace(plan, notes=[])
+
+    def same(key: str) -> bool:
+        return key in plan.people and _target(job, scratch, key, inputs, collection.space).done
+
+    return earlier_models(job.root, collection.space, [k for k in collection.keys if k not in wanted], same)
 
 
 def _without_vertices(collection: Any, least: float) -> dict[str, DataError]:
