@@ -59,7 +59,7 @@ def test_the_options_in_the_pages_are_there(page):
     words += [word for text in re.findall(r"`(--[a-z][\w-]*)[^`\n]*`", page.read_text()) for word in [text]]
     # of other programs and of our own scripts
     others = {"--gpus", "--build-arg", "--wide", "--every", "--axes", "--whole", "--transformer", "--long"}
-    others |= {"--subject-anatomical-reference"}
+    others |= {"--subject-anatomical-reference", "--mode"}
     assert sorted(set(words) - known - others) == []
 
 

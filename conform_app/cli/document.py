@@ -72,8 +72,10 @@ Outside the analysed voxels maps hold 0 in volumes and NaN on surfaces and grayo
 """
 
 OUTPUTS_TAIL = """
-Also written: `dataset_description.json`, `.bidsignore`, `descriptions.tsv`, `README.md` at the top;
-`sub-*.html` (the report) and `sub-*/figures/`; `logs/CITATION.md` and `.bib` (the methods text);
+Also written: `dataset_description.json`, `.bidsignore`, `descriptions.tsv` and `.json`, `README.md` at the top;
+`sub-*.html` (the report) and `sub-*/figures/`; `logs/CITATION.md` and `.bib` (the methods text; `.html` and `.tex` where
+pandoc is installed); `logs/configuration-<hash>.json` (the settings that change results); of volumes carried to the
+cortex the matrices and middle surfaces ([surfaces](surface.md));
 `sub-*/log/<run>/` (settings, status and crash files of each call); `sub-*/log/fits/<fit>.json`, the record of a
 finished fit: its numbers, choices and curves, its inputs with their sizes, and the files it wrote. The record is
 written last, so a fit that has one is complete.
