@@ -195,6 +195,21 @@ def test_padded_run_labels_are_numbers(skeleton):
     )
 
 
+def test_one_run_preprocessed_under_two_labels_is_refused(skeleton):
+    skeleton.add(run="1").add(run="2").add_prep(MNI, run="01")
+    with pytest.raises(DataError, match=r"run-01_.* and .*run-1_.* are one run by their numbers"):
+        find_fits(bids_dir=skeleton.raw)
+
+
+def test_a_copy_in_another_format_is_told(skeleton):
+    skeleton.add(run="1")
+    image = next(skeleton.prep.rglob("*_bold.nii.gz"))
+    image.with_suffix("").write_bytes(b"")
+    found = find_fits(bids_dir=skeleton.raw)
+    assert len(found[0].runs) == 1
+    assert any(f"{image.name} is another copy of it" in text for text in found.warnings)
+
+
 def test_missing_events_name_the_file_expected(skeleton):
     skeleton.add(run="1").add(run="2", events=None)
     expected = skeleton.raw / "sub-01/func/sub-01_task-x_run-2_events.tsv"

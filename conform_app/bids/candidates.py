@@ -159,6 +159,9 @@ def _pair(files: Sequence[BidsFile], warnings: list[str]) -> list[Candidate]:
             if [f.entities["hemi"] for f in members] != ["L", "R"]:
                 warnings.append(f"{members[0].path.name} has no partner of the other hemisphere; left out.")
                 continue
+        elif len(members) > 1:
+            copies = ", ".join(file.path.name for file in members[1:])
+            warnings.append(f"{members[0].path.name} is used, {copies} is another copy of it.")
         candidate = Candidate(key, dict(place[1]), tuple(members[:2] if key.kind == "gifti" else members[:1]))
         known = candidates.setdefault((key, place[1]), candidate)
         if known is not candidate:

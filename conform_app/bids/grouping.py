@@ -10,7 +10,7 @@ from fnmatch import fnmatchcase
 
 from conform_app.bids.candidates import Candidate
 from conform_app.bids.companions import describe
-from conform_app.bids.layout import natural
+from conform_app.bids.layout import INDEX_ENTITIES, natural
 from conform_app.bids.spaces import (
     SpaceKey,
     carried_from,
@@ -19,7 +19,7 @@ from conform_app.bids.spaces import (
     preference,
     surface_key,
 )
-from conform_app.errors import NoInputError, NothingSelectedError, UsageError
+from conform_app.errors import DataError, NoInputError, NothingSelectedError, UsageError
 
 _LABEL = re.compile(r"[A-Za-z0-9+*?\[\]!-]+")  # a label, or a pattern of labels
 _WILD = re.compile(r"[*?\[]")
@@ -211,6 +211,28 @@ def group_runs(
         Group(tuple(runs), pooled, grouped, place[2], getattr(place[3], "name", None))
         for place, runs in table.items()
     ]
+
+
+def check_numbers(members: Sequence[Candidate]) -> None:
+    """Refuse runs whose names differ by zeros before a number alone: one recording, preprocessed twice.
+
+    Raises
+    ------
+    DataError
+        Naming the two files.
+    """
+    seen: dict[tuple, Candidate] = {}
+    for candidate in members:
+        place = tuple(
+            (name, int(label) if name in INDEX_ENTITIES and label.isdecimal() else label)
+            for name, label in sorted(candidate.run.items())
+        )
+        other = seen.setdefault(place, candidate)
+        if other is not candidate:
+            raise DataError(
+                f"{other.files[0].path} and {candidate.files[0].path.name} are one run by their numbers.",
+                "Remove the one that an earlier preprocessing left behind.",
+            )
 
 
 def _tell_variants(members: Sequence[Candidate], warnings: list[str]) -> None:

@@ -16,7 +16,14 @@ from typing import Any
 from conform_app.bids.candidates import Candidate, find_candidates
 from conform_app.bids.companions import Companions, describe, present
 from conform_app.bids.filters import check_filters, clean_labels
-from conform_app.bids.grouping import LONGEST_LABEL, Group, choose_spaces, group_runs, parse_fit_level
+from conform_app.bids.grouping import (
+    LONGEST_LABEL,
+    Group,
+    check_numbers,
+    choose_spaces,
+    group_runs,
+    parse_fit_level,
+)
 from conform_app.bids.inherit import metadata_of
 from conform_app.bids.layout import Dataset, list_subjects, natural, open_dataset
 from conform_app.bids.sources import locate_sources
@@ -286,6 +293,7 @@ def find_fits(
 
 
 def _make_fit(key: SpaceKey, group: Group, finder: Companions, carrying: SurfaceFinder) -> Fit:
+    check_numbers(group.members)
     volume = group.members[0].key if group.members[0].key != key else None
     made = []
     for candidate in sorted(group.members, key=lambda c: c.order):
