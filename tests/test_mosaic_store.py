@@ -274,6 +274,28 @@ def test_averages_are_carried_beside_the_trials(tmp_path):
     assert collection.pending == ["sub-02_A"]
 
 
+def test_averages_of_one_picture_under_two_names_are_pooled_by_trials(tmp_path):
+    trials, betas = make(70, 10, 2, n_vertices=50)
+    names = sorted(set(trials["stimulus"]))
+    train = [name for name in names if (trials["phase"][trials["stimulus"] == name] == "train").all()]
+    one, other = train[1], train[4]
+    trials["sha256"] = [name if name != other else one for name in trials["stimulus"]]
+    values = np.random.default_rng(1).standard_normal((len(names), 50)).astype(np.float32)
+    collection = Collection.create(tmp_path / "c", space="toy", n_vertices=50)
+    given = Averages(names, values)
+    collection.add_participant("A", "sub-01", trials, [FitUnit("all", betas)], averages=given)
+    collection.seal()
+    got, rows = collection.averages("sub-01_A")
+    assert len(set(got)) == len(got) == len(names) - 1
+    assert set(got) == set(collection.trials("sub-01_A")["stimulus"])
+    pair = [names.index(one), names.index(other)]
+    counts = [(trials["stimulus"] == names[i]).sum() for i in pair]
+    (place,) = [i for i, name in enumerate(got) if name in (one, other)]
+    np.testing.assert_allclose(rows[place], np.average(values[pair], axis=0, weights=counts), rtol=1e-5)
+    kept = [i for i, name in enumerate(got) if name not in (one, other)]
+    np.testing.assert_array_equal(rows[kept], values[[names.index(got[i]) for i in kept]])
+
+
 def test_averages_of_fits_are_on_the_scale_of_the_betas(tmp_path):
     """An average without denoising is the mean of the trials as they are stored."""
     trials, betas = make(70, 10, 2, n_vertices=50)

@@ -109,6 +109,7 @@ class BesideBetas:
         Returns
         -------
         stimuli : ndarray of str, (n,)
+            Each once.
         values : ndarray, (n, n_vertices)
 
         Raises
@@ -123,7 +124,8 @@ class BesideBetas:
             from conform_app.mosaic.identity import lookup
 
             stimulus = lookup(self.table("names"), self.record(participant)["dataset"], stimulus)
-        return stimulus, self.place.array(self._path(participant, "averages"))[...]
+        values = self.place.array(self._path(participant, "averages"))[...]
+        return _one_row_each(stimulus, values, table["n_trials"].to_numpy(np.float64))
 
     def valid_vertices(self, participants: Sequence[str] | None = None) -> np.ndarray:
         """Vertices that have a value in every trial of these participants (default: all).
@@ -141,3 +143,18 @@ class BesideBetas:
             if self.record(key)["missing"]["vertices"]:
                 keep &= self.place.array(self._path(key, "finite"))[...]
         return np.flatnonzero(keep)
+
+
+def _one_row_each(
+    stimulus: np.ndarray, values: np.ndarray, n_trials: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of a stimulus that its dataset shows under several names, averaged by their trials."""
+    _, first, of, counts = np.unique(stimulus, return_index=True, return_inverse=True, return_counts=True)
+    kept = np.sort(first)
+    if len(kept) == len(stimulus):
+        return stimulus, values
+    out = values[kept]
+    for one in np.flatnonzero(counts > 1):
+        rows = np.flatnonzero(of == one)
+        out[np.searchsorted(kept, rows[0])] = np.average(values[rows], axis=0, weights=n_trials[rows])
+    return stimulus[kept], out
