@@ -301,6 +301,7 @@ def _bad_inputs():
         "no stimdur": (data, arrays, None, TR, "stimdur"),
         "negative stimdur": (data, arrays, -1.0, TR, "duration"),
         "negative TR": (data, design, None, -2.0, "repetition time"),
+        "no TR": (data, design, None, None, "repetition time"),
         "TR not a number": (data, design, None, np.nan, "repetition time"),
         "number of runs": (data, design[:2], None, TR, "3 runs"),
         "mixed kinds": (data, [design[0], arrays[1], arrays[2]], STIMDUR, TR, "same kind"),
@@ -331,12 +332,19 @@ def test_bad_input_names_the_run_and_the_remedy(name):
         ({"options": GLMsingleOptions(brainexclude=np.zeros(5))}, UsageError),
         ({"options": GLMsingleOptions(maxpolydeg=[1, 2])}, UsageError),
         ({"options": GLMsingleOptions(maxpolydeg=200)}, UsageError),
+        ({"options": {"n_pcs": 3}}, UsageError),
     ],
 )
 def test_bad_options_for_the_data(case, more, error):
     data, design, _ = case
     with pytest.raises(error):
         fit_glmsingle(data, design, None, TR, **more)
+
+
+def test_conditions_given_by_name_are_told_how_to_become_numbers():
+    with pytest.raises(DataError, match="whole numbers from 0") as caught:
+        RunTrials([0.0, 10.0], [1.0, 1.0], ["face", "house"])
+    assert "return_inverse" in caught.value.remedy
 
 
 def test_fir_finds_the_response_and_sets_odd_voxels_aside(case):

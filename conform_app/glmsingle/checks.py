@@ -19,7 +19,7 @@ SHORTEST_END = 8.0
 
 def repetition_time(tr) -> float:
     """TR as a float, if it is a positive number."""
-    if not (np.ndim(tr) == 0 and np.isfinite(tr) and tr > 0):
+    if not (isinstance(tr, (int, float, np.number, np.ndarray)) and np.ndim(tr) == 0 and 0 < tr < np.inf):
         raise DataError(f"The repetition time is {tr}.", "Give a positive number of seconds.")
     return float(tr)
 

@@ -27,6 +27,15 @@ MIN_RESPONSE = 0.05
 """A trial whose response reaches less than this part of its peak within its run cannot be estimated."""
 
 
+def _from_zero(condition: np.ndarray) -> bool:
+    """Whether these are whole numbers, none of them negative."""
+    try:
+        whole = condition.astype(np.int64)
+    except (TypeError, ValueError):
+        return False
+    return bool(np.array_equal(condition, whole) and whole.min() >= 0)
+
+
 @dataclass(frozen=True, eq=False)
 class RunTrials:
     """One run's trials; seconds count from the start of the run.
@@ -59,8 +68,11 @@ class RunTrials:
             )
         if not np.isfinite(onset).all():
             raise DataError("A run's trials have an onset that is not a number.", "Drop these trials.")
-        if onset.size and (not np.array_equal(condition, condition.astype(np.int64)) or condition.min() < 0):
-            raise DataError("A run's conditions are not whole numbers from 0.", "Give indices of conditions.")
+        if onset.size and not _from_zero(condition):
+            raise DataError(
+                "A run's conditions are not whole numbers from 0.",
+                "Give indices of conditions; np.unique(names of all runs, return_inverse=True) makes them.",
+            )
         object.__setattr__(self, "onset", onset)
         object.__setattr__(self, "duration", duration)
         object.__setattr__(self, "condition", condition.astype(np.int64))

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from conform_app.errors import DataError
+from conform_app.errors import DataError, UsageError
 from conform_app.glmsingle import account, checks, setup
 from conform_app.glmsingle.blocks import Series
 from conform_app.glmsingle.denoise import choose_number, components, deciding_voxels, noise_pool
@@ -91,6 +91,8 @@ def fit_glmsingle(
     single-trial fMRI response estimates using GLMsingle. eLife 11:e77599.
     """
     options = GLMsingleOptions() if options is None else options
+    if not isinstance(options, GLMsingleOptions):
+        raise UsageError("The options are no GLMsingleOptions.", "Give GLMsingleOptions(name=value, ...).")
     tr = checks.repetition_time(tr)
     series, notes = Series(data), []
     design = checks.match_lengths(series, design, options, notes)
