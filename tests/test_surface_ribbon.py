@@ -2,12 +2,14 @@
 """Ribbon weights against the definition (is each piece centre inside the polyhedron?) and against volumes."""
 
 import itertools
+import tracemalloc
 
 import numpy as np
 import pytest
 from surface_cases import icosphere
 
 from conform_app.errors import DataError
+from conform_app.surface import ribbon
 from conform_app.surface.ribbon import ribbon_weights
 
 SHAPE = (14, 13, 15)
@@ -117,6 +119,26 @@ def test_which_axis_the_lines_run_along_does_not_matter():
     other = ribbon_weights(inner[:, turn], outer[:, turn], triangles, tuple(SHAPE[k] for k in turn))
     other = other.toarray().reshape(-1, *(SHAPE[k] for k in turn)).transpose(0, 2, 3, 1)
     np.testing.assert_allclose(one, other, atol=1e-12)
+
+
+@pytest.mark.parametrize("thin", [False, True])
+def test_columns_are_cut_in_blocks_and_fine_voxels_take_no_more_memory(monkeypatch, thin):
+    """Blocks change no bit; what is held grows with the block, not with the pieces inside the cortex."""
+    inner, outer, triangles = shell(36.0, 44.0, levels=4, twist=0.2)
+    inner, outer = inner + 44.0, outer + 44.0
+    found, peaks = [], []
+    for used in (10**12, 200_000):
+        monkeypatch.setattr(ribbon, "_USED", used)
+        tracemalloc.start()
+        found.append(ribbon_weights(inner, outer, triangles, (102, 102, 103), thin=thin))
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    one, other = found
+    one.sort_indices()
+    other.sort_indices()
+    for part in ("data", "indices", "indptr"):
+        np.testing.assert_array_equal(getattr(one, part), getattr(other, part))
+    assert peaks[1] < 0.4 * peaks[0]
 
 
 def test_coordinates_on_the_grid_count_once():

@@ -24,6 +24,7 @@ documentation.  Everything here is float64.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,6 +33,7 @@ from scipy import sparse
 from conform_app.errors import DataError
 
 _BLOCK = 4_000_000  # grid points of bounding boxes that are looked at in one step
+_USED = 4_000_000  # the same of all faces of all polyhedra that are cut in one go: about 0.3 GB
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,6 +90,37 @@ def ribbon_weights(
     s = subdivisions
     fine_in, fine_out = (s * (x + 0.5) - 0.5 for x in (inner, outer))
     walls = _thin_walls(fine_in, fine_out, triangles) if thin else _thick_walls(fine_in, fine_out, triangles)
+    size = len(inner), int(np.prod(shape))
+    parts = []
+    for vertices in _blocks(walls, fine_in, (s * shape[0], s * shape[1])):
+        vertex, voxel, weight = _cut(_only(walls, vertices), shape, s)
+        parts.append(sparse.csr_matrix((weight, (vertex, voxel)), size).tocoo())
+    row, column, weight = (np.concatenate([getattr(p, of) for p in parts]) for of in ("row", "col", "data"))
+    return sparse.csr_matrix((weight, (row, column)), size)
+
+
+def _blocks(walls: _Walls, points: np.ndarray, shape: tuple[int, int]) -> Iterator[np.ndarray]:
+    """Vertices side by side, as many at a time as memory allows: masks (n_vertices,) bool."""
+    _, _, n_i, n_j = _boxes(walls.corners, shape)
+    cost = np.bincount(walls.owner, (n_i * n_j)[walls.face], minlength=len(points))
+    order = np.argsort(points[:, np.ptp(points, axis=0).argmax()], kind="stable")
+    number = np.empty(len(points), np.int64)
+    number[order] = np.cumsum(cost[order]) // _USED
+    for block in np.unique(number):
+        yield number == block
+
+
+def _only(walls: _Walls, vertices: np.ndarray) -> _Walls:
+    """The polyhedra of some vertices (mask)."""
+    if vertices.all():
+        return walls
+    use = vertices[walls.owner]
+    kept, face = np.unique(walls.face[use], return_inverse=True)
+    return _Walls(walls.corners[kept], face.ravel(), walls.owner[use], walls.state[use], walls.wall[kept])
+
+
+def _cut(walls: _Walls, shape: tuple[int, int, int], s: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Vertex, voxel and weight of every piece inside a polyhedron; those of one voxel are to be summed."""
     face, line, height = _meetings(walls.corners, (s * shape[0], s * shape[1]))
     depth, lines = s * shape[2], s * s * shape[0] * shape[1]
     halves = _in_two_tetrahedra(walls, face, line, height, lines, depth)
@@ -100,8 +133,7 @@ def ribbon_weights(
     extra = _voxels((halves // depth, halves % depth, np.ones_like(halves)), lines, shape, s)
     half = np.where(_among(halves, runs[0], depth), -0.5, 0.5)
     weights = np.concatenate([np.full(len(vertex), 0.5), half]) / s**3
-    at = np.concatenate([vertex, extra[0]]), np.concatenate([voxel, extra[1]])
-    return sparse.csr_matrix((weights, at), shape=(len(inner), int(np.prod(shape))))
+    return np.concatenate([vertex, extra[0]]), np.concatenate([voxel, extra[1]]), weights
 
 
 def _thick_walls(inner: np.ndarray, outer: np.ndarray, triangles: np.ndarray) -> _Walls:
@@ -195,12 +227,7 @@ def _meetings(corners: np.ndarray, shape: tuple[int, int]) -> tuple[np.ndarray, 
 
     Returns the face, the line (``i * shape[1] + j``) and the height k, (n_meetings,) each, ordered by face.
     """
-    i0, j0 = (np.maximum(np.ceil(corners[:, :, k].min(1)), 0).astype(np.int64) for k in (0, 1))
-    i1, j1 = (
-        np.minimum(np.floor(corners[:, :, k].max(1)), n - 1).astype(np.int64)
-        for k, n in zip((0, 1), shape, strict=True)
-    )
-    n_i, n_j = np.maximum(i1 - i0 + 1, 0), np.maximum(j1 - j0 + 1, 0)
+    i0, j0, n_i, n_j = _boxes(corners, shape)
     count = n_i * n_j
     busy = np.flatnonzero(count)
     ends = np.cumsum(count[busy])
@@ -215,6 +242,16 @@ def _meetings(corners: np.ndarray, shape: tuple[int, int]) -> tuple[np.ndarray, 
         inside, height = _height(corners, face, i, j)
         out.append((face[inside], i[inside] * shape[1] + j[inside], height))
     return tuple(np.concatenate(x) for x in zip(*out, strict=True))
+
+
+def _boxes(corners: np.ndarray, shape: tuple[int, int]) -> tuple[np.ndarray, ...]:
+    """First i and j of the integers that each face's shadow may hold, and how many of either."""
+    i0, j0 = (np.maximum(np.ceil(corners[:, :, k].min(1)), 0).astype(np.int64) for k in (0, 1))
+    i1, j1 = (
+        np.minimum(np.floor(corners[:, :, k].max(1)), n - 1).astype(np.int64)
+        for k, n in zip((0, 1), shape, strict=True)
+    )
+    return i0, j0, np.maximum(i1 - i0 + 1, 0), np.maximum(j1 - j0 + 1, 0)
 
 
 def _height(
