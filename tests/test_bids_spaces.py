@@ -88,3 +88,21 @@ def test_order_of_preference():
         SpaceKey("volume", "func"),
     ]
     assert sorted(set(ordered), key=preference) == ordered
+
+
+def test_cohorts_of_a_template(tmp_path):
+    from bids_skeleton import Skeleton
+
+    from conform_app.bids.inputs import find_fits
+
+    skeleton = Skeleton(tmp_path).add("space-MNIPediatricAsym_cohort-5_res-2")
+    skeleton.add_prep("space-MNIPediatricAsym_cohort-6_res-2")
+    for asked, found in (("cohort-5:res-2", "5"), ("res-2:cohort-6", "6"), ("cohort-6", "6")):
+        fit = find_fits(bids_dir=skeleton.raw, output_spaces=[f"MNIPediatricAsym:{asked}"])[0]
+        assert fit.space == f"MNIPediatricAsym+{found}"
+        assert f"cohort-{found}" in fit.runs[0].bold[0].name
+    with pytest.raises(UsageError, match="could be any of"):
+        find_fits(bids_dir=skeleton.raw, output_spaces=["MNIPediatricAsym:res-2"])
+    for path in skeleton.prep.rglob("*cohort-6*"):
+        path.unlink()
+    assert find_fits(bids_dir=skeleton.raw, output_spaces=["MNIPediatricAsym"])[0].space.endswith("+5")

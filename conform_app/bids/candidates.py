@@ -147,7 +147,8 @@ def _pair(files: Sequence[BidsFile], warnings: list[str]) -> list[Candidate]:
     keys: dict[tuple, SpaceKey] = {}
     for file in files:
         get = file.entities.get
-        key = space_of_file(_KINDS[file.extension], get("space"), get("res"), get("den"))
+        space = "+".join(filter(None, (get("space"), get("cohort")))) or None
+        key = space_of_file(_KINDS[file.extension], space, get("res"), get("den"))
         place = (key, tuple(sorted(run_entities(file.entities).items())), get("desc"))
         groups.setdefault(place, []).append(file)
         keys[place] = key

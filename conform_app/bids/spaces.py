@@ -4,7 +4,7 @@
 The grammar is that of fMRIPrep, ``SPACE[:res-x][:den-y]``.  Three things have more than one name and are
 brought to one here: ``fsaverage5`` is ``fsaverage:den-10k`` (``fsaverage6``: 41k, plain ``fsaverage``: 164k),
 ``func``, ``bold``, ``run`` and ``boldref`` all mean the run's own BOLD grid (so does a file without a
-``space`` entity), and ``anat`` means ``T1w``.
+``space`` entity), and ``anat`` means ``T1w``.  A template's cohort is part of its name here, after a ``+``.
 """
 
 from __future__ import annotations
@@ -117,11 +117,15 @@ def match_space(spec: SpaceSpec, keys: Iterable[SpaceKey]) -> SpaceKey | None:
     Raises
     ------
     UsageError
-        Several resolutions fit and none is the plain one.
+        Several cohorts fit, or several resolutions and none is the plain one.
     """
     fits = [key for key in keys if _names_same(spec, key)]
     if not fits:
         return None
+    if len(cohorts := {key.space for key in fits if key.space.startswith(f"{spec.space}+")}) > 1:
+        raise UsageError(
+            f"output space {spec} could be any of {', '.join(sorted(cohorts))}.", "Name it: :cohort-x."
+        )
     plain = [key for key in fits if key.res is None]
     if spec.res is None and not plain and len({key.res for key in fits}) > 1:
         listed = ", ".join(sorted(map(str, fits)))
@@ -194,7 +198,8 @@ def preference(key: SpaceKey) -> tuple:
 
 def _names_same(spec: SpaceSpec, key: SpaceKey) -> bool:
     native = spec.space in NATIVE_BOLD and key.space in NATIVE_BOLD
-    if spec.space != key.space and not native:
+    any_cohort = key.space.startswith(f"{spec.space}+")  # MNIPediatricAsym+5 where no cohort is named
+    if spec.space != key.space and not native and not any_cohort:
         return False
     if spec.den is not None and spec.den != key.den:
         return False
