@@ -6,10 +6,12 @@ from types import SimpleNamespace
 import nibabel as nib
 import numpy as np
 import pandas as pd
+import pytest
 from small_surfaces import ball
 
 from conform_app.cli.groupreport import _brain
-from conform_app.reports.groupsections import GroupData, in_collection
+from conform_app.reports.groupsections import Book, GroupData, in_collection, methodology
+from conform_app.reports.style import figure_style
 
 N = 300  # of a mesh that no template has
 
@@ -45,3 +47,18 @@ def test_maps_are_drawn_on_a_participants_surface_where_there_is_no_template(tmp
     assert brain.drawable
     assert [mesh.vertices.shape for mesh in brain.meshes] == [(N, 3)] * 2
     assert "middle surface" in brain.geometry
+
+
+@pytest.mark.parametrize(
+    ("n", "words"), [(6, "a row a session."), (61, "a row a dataset, the darker the more")]
+)
+def test_the_caption_of_missing_facts_says_what_a_row_is(n, words, tmp_path):
+    table = pd.DataFrame(
+        {"participant": [f"sub-{i:02d}_A" for i in range(n)], "dataset": "A", "session": "n/a"}
+    )
+    table["EchoTime"] = ["n/a", *["0.03"] * (n - 1)]
+    missing = pd.DataFrame(columns=["field", "required", "n_missing", "n_rows", "datasets", "remedy"])
+    data = GroupData({"methodology": table, "missing": missing}, {}, {"EchoTime"})
+    with figure_style():
+        part = methodology(data, Book(tmp_path))
+    assert f"(orange), {words}" in part.figures[0].caption

@@ -293,11 +293,14 @@ def methodology(data: GroupData, book: Book) -> Part:
     skip = {"participant", "dataset", "status", "session"}
     fields = [c for c in table.columns if c not in skip and not c.startswith(("missing_", "complete_"))]
     if len(table):
+        rows = "a row a session"
+        if len(table) > figures.MOST_BARS:
+            rows = "a row a dataset, the darker the more of its sessions lack a fact"
         book.add(
             part, "missing", figures.missing_figure(table, fields, data.required),
             alt="Which facts of the methodology are known of which session",
-            caption="Facts that are missing (orange), a row a session. Without the facts in bold, results of "
-            "two studies cannot be compared.",
+            caption=f"Facts that are missing (orange), {rows}. Without the facts in bold, results of two "
+            "studies cannot be compared.",
         )  # fmt: skip
     if len(missing):
         rows = [
