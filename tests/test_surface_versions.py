@@ -4,6 +4,7 @@
 import json
 import shutil
 
+import nibabel as nib
 import numpy as np
 import pytest
 from nibabel import freesurfer
@@ -198,6 +199,32 @@ def test_sessions_with_surfaces_of_their_own_are_not_pooled(two_atlases, tmp_pat
     subject = own / "derivatives" / "fmriprep" / "sub-01"
     shutil.rmtree(subject / "ses-2" / "anat")
     assert run(*argv, "--fit-level", "subject") == 0
+
+
+@pytest.mark.end_to_end
+def test_volumes_that_do_not_say_where_they_lie_are_refused(two_atlases, tmp_path, monkeypatch, capsys):
+    """Without sform and qform libraries put the middle of the volume at 0, which overlaps any cortex."""
+    data, home = two_atlases
+    monkeypatch.setenv("TEMPLATEFLOW_HOME", str(home))
+    own = tmp_path / "ds"
+    shutil.copytree(data, own)
+    for path in (own / "derivatives").rglob("*.nii.gz"):
+        image = nib.load(path)
+        image.header["sform_code"] = image.header["qform_code"] = 0
+        nib.save(nib.Nifti1Image(np.asarray(image.dataobj), None, image.header), path)
+    argv = (
+        own,
+        tmp_path / "out",
+        "participant",
+        "-w",
+        tmp_path / "w",
+        *COMMON,
+        "--dry-run",
+        "--output-spaces",
+    )
+    assert run(*argv, "T1w") == 0
+    assert run(*argv, "fsLR:den-32k") == 65
+    assert "does not say where it lies (sform_code and qform_code are 0)" in capsys.readouterr().err
 
 
 def test_the_transform_from_freesurfer_is_that_of_the_session(tmp_path):

@@ -283,6 +283,7 @@ def _check(surface: SurfacePlan, fit: Fit, images: Sequence[Any]) -> None:
             "Correct the names or the coordinates of the surfaces.",
         )
     for run, image in zip(fit.runs, images, strict=True):
+        _placed(run.bold[0], image.grid.header)
         move = points_to_volume(surface, None if run.transform is None else str(run.transform))
         if not any(_inside(image.grid, move(points)).any() for points in middles.values()):
             white = surface.hemispheres[0].white
@@ -290,6 +291,16 @@ def _check(surface: SurfacePlan, fit: Fit, images: Sequence[Any]) -> None:
                 f"{run.bold[0]} does not overlap the cortex of {white}: no vertex lies in the volume.",
                 "Check that both are in one space (affine, mm, transform), or choose another volume.",
             )
+
+
+def _placed(path: Path, header: Any) -> None:
+    """Refuse a volume whose header does not say where it lies: what libraries then make up is no place."""
+    if not any(int(header[code]) > 0 for code in ("sform_code", "qform_code") if code in header):
+        raise DataError(
+            f"{path} does not say where it lies (sform_code and qform_code are 0), so the cortex cannot be "
+            "found in it.",
+            "Write it again with its affine (nibabel: image.set_sform(affine, 1)).",
+        )
 
 
 def _same_size(one: str, n: int, other: str, m: int) -> None:
