@@ -49,6 +49,12 @@ def test_scores_are_those_of_scipy_and_numpy() -> None:
     assert mean == pytest.approx(found.r[:2].mean(), rel=1e-5)
 
 
+def test_labels_in_place_of_regions_are_refused() -> None:
+    y = np.random.default_rng(1).normal(size=(4, 50))
+    with pytest.raises(DataError, match="mask of the 4 voxels"):
+        score(y, y, regions=np.array([1, 1, 2, 2]))
+
+
 def test_a_perfect_model_reaches_the_ceiling() -> None:
     rng = np.random.default_rng(2)
     signal = rng.normal(size=(300, 800))

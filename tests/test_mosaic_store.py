@@ -403,6 +403,20 @@ def test_selecting_trials(one):
     assert repetition[trials["stimulus"] == name].tolist() == list(range((trials["stimulus"] == name).sum()))
     with pytest.raises(UsageError, match="'colour'"):
         collection.select("sub-01_NSD", colour="red")
+    # a misspelt split would otherwise be a study without any such trial
+    with pytest.raises(UsageError, match="'tests' is no split"):
+        collection.select("sub-01_NSD", split="tests")
+    both = set(collection.select("sub-01_NSD", stimulus=list(trials["stimulus"][:2])))
+    for given in (trials["stimulus"][:2].to_numpy(), set(trials["stimulus"][:2]), trials["stimulus"][:2]):
+        assert set(collection.select("sub-01_NSD", stimulus=given)) == both
+
+
+def test_betas_without_the_name_of_their_fit_are_refused(tmp_path):
+    collection = Collection.create(tmp_path / "c", space="x", n_vertices=4)
+    trials = pd.DataFrame({"stimulus": list("abcd"), "phase": ["train"] * 4})
+    for units in ([np.eye(4)], FitUnit("u", np.eye(4)), np.eye(4)):
+        with pytest.raises(DataError, match="FitUnit"):
+            collection.add_participant("A", "sub-01", trials, units)
 
 
 @pytest.mark.parametrize("wrong", [[300], [-301], [0.5], np.ones(5, bool), [[1]]])

@@ -9,7 +9,7 @@ from a bootstrap over *images*, in which all voxels share each draw.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -117,6 +117,11 @@ def score(
         share = np.sign(r) * r**2 / allowed[good]
         return {"r": r, "explained_variance": explained_variance(p, y), "ceiling_share": share}
 
+    if regions is not None and not isinstance(regions, Mapping):
+        raise DataError(
+            f"Regions are no mapping of name to mask of the {len(measured)} voxels.",
+            "Of labels: {name: labels == name for name in np.unique(labels)}.",
+        )
     masks = {"all": np.ones(len(measured), bool), **(regions or {})}
     for name, mask in masks.items():
         if np.shape(mask) != (len(measured),):

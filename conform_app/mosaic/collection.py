@@ -151,7 +151,7 @@ class Collection(CollectionReader):
             dataset,
             participant,
             trials,
-            list(units),
+            units if isinstance(units, FitUnit) else list(units),
             normalise,
             averages,
             ceilings,

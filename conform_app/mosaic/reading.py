@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Self
 
@@ -16,7 +16,7 @@ from conform_app.mosaic.beside import BesideBetas
 from conform_app.mosaic.place import Place
 from conform_app.mosaic.selection import Selection, indices, labelled
 from conform_app.mosaic.shards import Grain, ShardReader
-from conform_app.mosaic.split import side_of_trials
+from conform_app.mosaic.split import SIDES, side_of_trials
 from conform_app.mosaic.tables import parse
 
 if TYPE_CHECKING:
@@ -316,12 +316,14 @@ class CollectionReader(BesideBetas):
         Raises
         ------
         UsageError
-            The trials have no such column; a split is asked for before the first `seal`.
+            The trials have no such column; no such split, or none before the first `seal`.
         NoInputError
             There is no such participant.
         """
         table = self.trials(participant)
         wanted = {"split": split, "stimulus": stimulus, **columns}
+        if split is not None and not {split} <= set(SIDES):
+            raise UsageError(f"{split!r} is no split.", f"Choose {', '.join(SIDES)}.")
         keep = np.ones(len(table), bool)
         for column, value in wanted.items():
             if value is None:
@@ -329,7 +331,8 @@ class CollectionReader(BesideBetas):
             if column not in table.columns:
                 hint = "Seal the collection first." if column == "split" else f"It has {list(table.columns)}."
                 raise UsageError(f"The trials of {participant} have no column {column!r}.", hint)
-            values = [value] if isinstance(value, str) or not isinstance(value, Sequence) else list(value)
+            single = isinstance(value, str) or not isinstance(value, Iterable)
+            values = [value] if single else list(value)
             keep &= table[column].isin(values).to_numpy()
         return np.flatnonzero(keep)
 

@@ -76,6 +76,10 @@ def check_submission(given: Submission, n_vertices: int) -> pd.DataFrame:
             f"{key} has the phase {unknown[0]!r}.",
             f"Phases are {', '.join(PHASES)}; own_split makes them for a dataset that has none.",
         )
+    if not isinstance(given.units, Sequence) or not all(isinstance(u, FitUnit) for u in given.units):
+        raise DataError(
+            f"The betas of {key} are no sequence of FitUnit.", "Give units=[FitUnit(name, betas), ...]."
+        )
     sizes = []
     for unit in given.units:
         shape = tuple(getattr(unit.betas, "shape", ()))
