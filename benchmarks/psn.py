@@ -46,7 +46,7 @@ STAGES = {
     "choose_cut": "cross-validation",
     "choose_blend": "cross-validation",
     "ordered_basis": "axes",
-    "kept_variance": "account",
+    "_kept_by_units": "account",
 }
 CASES = ("gsn", "standard", "wiener", "cv global", "cv unit", "auto")
 

@@ -88,6 +88,30 @@ def test_padding_with_missing_trials_changes_nothing(mode):
     np.testing.assert_allclose(b.denoised, a.denoised, atol=1e-9)
 
 
+@pytest.mark.parametrize("level", ["global", "unit"])
+@pytest.mark.parametrize("mode", ["cv", "auto", *PRESETS])
+@pytest.mark.parametrize("scale", [1e-13, 1e6])
+@pytest.mark.parametrize("n_units", [1, 30])
+def test_the_unit_of_measurement_does_not_matter(mode, level, scale, n_units):
+    """Tesla or femtotesla, percent or counts."""
+    _, data = simulate(30, 40, 3, noise=1.0, aligned=0.0, seed=1)
+    data = data[-n_units:]
+    options = {"mode": mode} if mode == "wiener" else {"mode": mode, "threshold": level}
+    one, other = fit_psn(data, **options), fit_psn(data * scale, **options)
+    np.testing.assert_allclose(other.denoised / scale, one.denoised, rtol=1e-6, atol=1e-7)
+    np.testing.assert_allclose(other.threshold, one.threshold, rtol=1e-6)
+    np.testing.assert_allclose(other.kept_noise / scale**2, one.kept_noise, rtol=1e-5, atol=1e-7)
+
+
+def test_one_repeated_condition_leaves_no_choice_between_bases():
+    """Without two halves of two conditions there is no score, and no warning of the arithmetic."""
+    _, data = simulate(20, 30, 4)
+    data[:, 1:, 1:] = np.nan
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="invalid value")
+        assert fit_psn(data, mode="compare").basis_name == "signal"
+
+
 def test_uneven_repeats_are_denoised_including_conditions_shown_once():
     truth, data = simulate(40, 80, 4, seed=3)
     data[:, :25, 2:] = np.nan
@@ -133,6 +157,35 @@ def test_noise_and_variances_add_up(options):
     np.testing.assert_allclose(joined.T @ joined, np.eye(joined.shape[1]), atol=1e-9)
     assert (fit.removed_noise > 0).all()
     assert fit.noise_subspace.shape[0] == 20
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"mode": "standard"},
+        {"mode": "standard", "threshold": "unit"},
+        {"mode": "aggressive"},
+        {"mode": "aggressive", "ordering": "signalvariance"},
+        {"mode": "cv"},
+        {"mode": "cv", "threshold": "global"},
+        {"mode": "cv", "basis": "pca", "unit_groups": np.arange(30) // 3},
+        {"mode": "standard", "basis": np.eye(30)[:, :7]},
+        {"allowable_thresholds": [0]},
+        {"mode": "wiener"},
+        {"mode": "auto"},
+    ],
+    ids=str,
+)
+def test_variances_of_units_are_those_that_the_denoiser_leaves(options):
+    """Unequal units, so that what two axes share of a unit does not cancel."""
+    _, data = simulate(30, 40, 3, seed=2)
+    data = data * np.exp(np.random.default_rng(2).standard_normal((30, 1, 1)))
+    fit = fit_psn(data, **options)
+    d = fit.operator()
+    for name, cov in (("signal", fit.gsn.signal_cov), ("noise", fit.gsn.noise_cov / fit.n_trials)):
+        kept, removed = getattr(fit, f"kept_{name}"), getattr(fit, f"removed_{name}")
+        np.testing.assert_allclose(kept, np.einsum("ui,ij,uj->u", d, cov, d), rtol=1e-7, atol=1e-12)
+        np.testing.assert_allclose(kept + removed, cov.diagonal(), rtol=1e-7)
 
 
 def test_left_out_trials_do_not_reach_the_axes():
@@ -187,6 +240,13 @@ def test_partly_missing_units():
         fit_psn(data, uneven="slow")
 
 
+def test_gaps_of_all_units_are_named():
+    _, data = simulate(20, 30, 3)
+    data[np.random.default_rng(0).random(data.shape) < 0.1] = np.nan
+    with pytest.raises(DataError, match=r"lack trials that others have.*missing"):
+        fit_psn(data)
+
+
 def test_a_trial_that_few_units_have_does_not_cost_the_others():
     _, data = simulate(20, 40, 4)
     whole = fit_psn(data[:, :, :3])
@@ -216,6 +276,10 @@ def test_two_trials_and_very_few_conditions_warn():
         {"cv_basis": "some"},
         {"max_folds": 1},
         {"alpha": 2},
+        {"alpha": 0.5},  # the default is cross-validated
+        {"alpha": 0.5, "mode": "auto"},
+        {"mode": "standard", "unit_groups": np.arange(10) // 2},  # one cut for all
+        {"mode": "wiener", "unit_groups": np.arange(10) // 2},
         {"variance_threshold": -1},
         {"allowable_thresholds": [99]},
         {"allowable_thresholds": [1.5]},

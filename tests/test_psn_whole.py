@@ -48,6 +48,26 @@ def test_models_need_not_be_kept():
         bare.apply(data[:, :, 0])
 
 
+@pytest.mark.parametrize("mode", ["cv", "wiener"])
+def test_responses_of_any_form(mode):
+    """Single trials at once, with as many conditions as a parcel has units, or one response."""
+    _, data = simulate(20, 10, 3)
+    fit = fit_parcels(data, np.arange(20) // 10, mode=mode)
+    every = fit.apply(data)
+    for trial in range(3):
+        np.testing.assert_allclose(every[:, :, trial], fit.apply(data[:, :, trial]), atol=1e-9)
+    np.testing.assert_allclose(fit.apply(data[:, 4, 1]), every[:, 4, 1], atol=1e-9)
+    with pytest.raises(DataError, match="20 units"):
+        fit.apply(data[:10, :, 0])
+
+
+@pytest.mark.parametrize("parcel", [np.arange(20) / 10, np.arange(20) - 1, np.full(20, np.nan)])
+def test_parcels_that_are_no_numbers(parcel):
+    _, data = simulate(20, 10, 3)
+    with pytest.raises(DataError, match="whole numbers"):
+        fit_parcels(data, parcel)
+
+
 def test_a_parcel_without_usable_units_is_left_alone():
     _, data = simulate(20, 30, 3)
     data[:5] = 7.0
@@ -126,6 +146,20 @@ def test_auto_says_what_it_chose_and_applies_it():
     )
     with pytest.raises(UsageError):
         fit_psn(data, mode="auto", basis="signal")
+
+
+def test_auto_does_not_call_a_filter_chosen_that_is_kept_for_want_of_better():
+    rng = np.random.default_rng(10)
+    for _ in range(40):
+        signal = rng.standard_normal((40, 1)) @ rng.standard_normal((1, 8))
+        fit = fit_psn(signal[:, :, None] + 3 * rng.standard_normal((40, 8, 10)), mode="auto")
+        errors = fit.candidate_errors
+        if fit.criterion == "wiener" and errors["population"] < errors["wiener"]:
+            break
+    said = " ".join(fit.account)
+    assert errors["population"] < errors["wiener"]
+    assert "nothing clearly better than the Wiener filter" in said
+    assert "chose" not in said
 
 
 def test_few_conditions_are_said():

@@ -19,8 +19,9 @@ from conform_app.errors import DataError
 from conform_app.psn.basis import Basis, eigenpairs, make_basis, order_of
 from conform_app.psn.compat_options import check_choices, check_data, merge_arguments
 from conform_app.psn.covariance import GSNResult, fit_gsn
-from conform_app.psn.options import PSNOptions
-from conform_app.psn.result import kept_variance, wiener_matrix_of
+from conform_app.psn.dense import row_blocks
+from conform_app.psn.options import PUBLISHED, PSNOptions
+from conform_app.psn.result import wiener_matrix_of
 from conform_app.psn.selection import choose_analytic, compare_scores, population_curves
 from conform_app.psn.threshold import curves, pick_alpha
 
@@ -247,7 +248,7 @@ class _Fit:
         o, allowed = self.opt, self.opt["allowable_thresholds"]
         forced = allowed is not None and allowed.size == 1
         return PSNOptions(
-            mode="compat",
+            mode=PUBLISHED,
             basis=basis,
             criterion=o["criterion"],
             level="unit" if o["threshold_method"] == "hybrid" and not forced else "global",
@@ -276,8 +277,8 @@ class _Fit:
         out = {
             "best_threshold": k,
             "denoiser": _denoiser(b.axes, k),
-            "svnv_before": np.stack(kept_variance(b.axes, n_dims, b.signal_var, noise), axis=1),
-            "svnv_after": np.stack(kept_variance(b.axes, k, b.signal_var, noise), axis=1),
+            "svnv_before": _shares(b.axes, n_dims, b.signal_var, noise),
+            "svnv_after": _shares(b.axes, k, b.signal_var, noise),
             "objective": self.objective(b, options),
             "alpha_info": self.alpha_info(b),
             "wiener_matrix": None,
@@ -383,6 +384,16 @@ def _basis_keys(b: Basis, viz: Basis) -> dict:
         "noise_proj_viz": viz.noise_var,
         "basis_eigenvalues_viz": viz.eigenvalues,
     }
+
+
+def _shares(axes: np.ndarray, k: int | np.ndarray, *variances: np.ndarray) -> np.ndarray:
+    """Published variances of units, ``sum_{d <= k} B_ud^2 var_d``: products between axes are left out."""
+    limit = np.broadcast_to(np.asarray(k), (len(axes),))
+    out = np.empty((len(axes), len(variances)))
+    for rows in row_blocks(len(axes), axes.shape[1]):
+        weights = np.where(np.arange(axes.shape[1]) < limit[rows, None], axes[rows] ** 2, 0.0)
+        out[rows] = weights @ np.stack(variances, axis=1)
+    return out
 
 
 def _denoiser(axes: np.ndarray, k: int | np.ndarray) -> np.ndarray:

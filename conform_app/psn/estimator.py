@@ -31,7 +31,7 @@ from conform_app.psn.honest import AllTrials
 from conform_app.psn.intake import Usable, as_responses, usable_data
 from conform_app.psn.options import PSNOptions, check_options
 from conform_app.psn.pairwise import gsn_pairwise
-from conform_app.psn.result import WIENER, Blend, PSNResult, kept_variance, truncate
+from conform_app.psn.result import WIENER, Blend, PSNResult, between, kept_variance, truncate
 from conform_app.psn.selection import choose_analytic, compare_bases, ordered_basis
 
 
@@ -64,11 +64,11 @@ def fit_psn(
         Single-trial responses in one unit of measurement; NaN marks a missing trial.  Conditions with a
         single trial are denoised like the others.
     mode : {"cv", "auto", "standard", "conservative", "aggressive", "compare", "wiener"}, default "cv"
-        Sets basis and criterion; the arguments below override it.  "auto" compares population cut, unit cuts
-        and Wiener filter by cross-validation, and takes the best or a weighted mean of them.
+        Sets basis and criterion; the arguments below override it.  "auto" takes the Wiener filter, unless a
+        population cut, unit cuts or a weighted mean of the three are clearly better in cross-validation.
     threshold : {"global", "unit"}, optional
         One cut for the population (multi-voxel level) or one for each unit (single-voxel level).  By default
-        units with cross-validation, the population with analytic criteria.
+        units with cross-validation, the population with analytic criteria; "auto" chooses it itself.
     basis : {"signal", "difference", "noise", "pca", "random", "compare"} or ndarray (n_units, D), optional
         Axes; "compare" takes signal or difference, whichever makes split halves agree better.
     criterion : {"cv", "prediction", "max-tradeoff", "variance", "variance_eigenvalues", "wiener"}, optional
@@ -88,7 +88,7 @@ def fit_psn(
         Share of signal variance to keep (criterion "variance").
     alpha : float, optional
         0..1, between the prediction criterion and keeping all signal variance; overrides an analytic
-        criterion.
+        criterion and goes with no other.
     allowable_thresholds : array_like of int, optional
         Numbers of dimensions to choose from; a single one forces it.
     unit_groups : array_like of int, (n_units,), optional
@@ -218,16 +218,35 @@ def _denoise(
 ) -> tuple[np.ndarray, int | float | np.ndarray, list[np.ndarray], list[np.ndarray]]:
     """Centred averages denoised, dimensions, and signal and noise variance per unit, kept and before."""
     t = gsn.n_trials
+    before = [gsn.signal_cov.diagonal(), gsn.noise_cov.diagonal() / t]
     if blend is not None:
-        before = [gsn.signal_cov.diagonal(), gsn.noise_cov.diagonal() / t]
         return *_through(blend, axes, gsn, z, dense), before
     if choice is None:
         k = choose_analytic(axes, t, options, groups)
     else:
         k = choice.units if options.level == "unit" else choice.population
-    variances = axes.signal_var, axes.noise_var / t
-    kept, before = (kept_variance(axes.axes, n, *variances) for n in (k, axes.axes.shape[1]))
-    return truncate(axes.axes, k, z), k, kept, before
+    return truncate(axes.axes, k, z), k, _kept_by_units(axes, k, options.basis_name, gsn, dense), before
+
+
+def _kept_by_units(
+    axes: Basis, k: int | np.ndarray, basis_name: str, gsn: GSNResult, dense: Dense
+) -> list[np.ndarray]:
+    """Variance of signal and noise that each unit keeps with its first k axes.
+
+    Axes that are eigenvectors of one covariance are none of the other: its products between axes count too.
+    """
+    b, t = axes.axes[:, : int(np.max(k, initial=0))], gsn.n_trials
+    noise = between(b, gsn.noise_cov, dense)
+    noise /= t
+    kept_noise = kept_variance(b, k, noise, dense)
+    if basis_name == "signal":
+        signal = np.diag(axes.eigenvalues[: len(noise)])
+    elif basis_name == "difference":  # cSb b = lambda b + cNb b / T
+        signal = noise
+        signal[np.diag_indices_from(signal)] += axes.eigenvalues[: len(noise)]
+    else:
+        signal = between(b, gsn.signal_cov, dense)
+    return [kept_variance(b, k, signal, dense), kept_noise]
 
 
 def _through(

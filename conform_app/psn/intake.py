@@ -108,8 +108,9 @@ def select_units(data: np.ndarray, keep_partial: bool) -> tuple[np.ndarray, np.n
         valid[valid] = _has_noise(data, np.flatnonzero(valid), None if keep_partial else there)
     if not valid.any():
         raise DataError(
-            "No unit is left: all are constant, not finite, or without noise.",
-            "Check the mask and that repeats are different trials.",
+            "No unit is left: all are constant, not finite, without noise, or lack trials that others have.",
+            "Check the mask and that repeats are different trials; where units miss trials of their own,"
+            ' uneven="missing" keeps them.',
         )
     if keep_partial:
         there = ~missing[valid].any(axis=0)

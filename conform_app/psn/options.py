@@ -22,6 +22,8 @@ MODES = {
     "auto": ("difference", "auto"),
 }
 POOLING = 0.3
+PUBLISHED = "compat"
+"""What stands for the mode where the published interface sets the choices (`conform_app.psn.compat`)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,6 +99,31 @@ def check_options(
     level = (
         LEVELS[threshold] if threshold is not None else "unit" if criterion in ("cv", "auto") else "global"
     )
+    _refuse_clashes(criterion, level, given, basis, alpha, allowable_thresholds)
+    allowed = _integers("allowable_thresholds", allowable_thresholds, None)
+    groups = _integers("unit_groups", unit_groups, n_units)
+    if groups is not None and level == "global":
+        raise UsageError("unit_groups share cuts of units, and there are none.", 'Add threshold="unit".')
+    if allowed is not None:
+        allowed = np.unique(allowed)
+        level = "global" if allowed.size == 1 else level
+    if pooling is None:  # the published shortcut knows no pooling
+        pooling = POOLING if cv_basis == "refit" else 0.0
+    return PSNOptions(
+        mode, basis, criterion, level, ordering, cv_basis, int(max_folds), float(variance_threshold), alpha,
+        allowed, groups, float(pooling),
+    )  # fmt: skip
+
+
+def _refuse_clashes(
+    criterion: str,
+    level: str,
+    given: bool,
+    basis: str | np.ndarray,
+    alpha: float | None,
+    allowable_thresholds: np.ndarray | None,
+) -> None:
+    """Refuse what a criterion would silently leave unused; `given`: whether the basis was asked for."""
     if criterion == "wiener" and (
         given or level == "unit" or alpha is not None or allowable_thresholds is not None
     ):
@@ -109,19 +136,12 @@ def check_options(
         raise UsageError(
             "variance_eigenvalues needs eigenvectors and one global cut.", 'Use criterion="variance".'
         )
-    if basis is not None and isinstance(basis, str) and basis == "compare" and criterion == "cv":
+    if isinstance(basis, str) and basis == "compare" and criterion == "cv":
         raise UsageError('basis="compare" goes with an analytic criterion only.', 'Use mode="compare".')
-    allowed = _integers("allowable_thresholds", allowable_thresholds, None)
-    groups = _integers("unit_groups", unit_groups, n_units)
-    if allowed is not None:
-        allowed = np.unique(allowed)
-        level = "global" if allowed.size == 1 else level
-    if pooling is None:  # the published shortcut knows no pooling
-        pooling = POOLING if cv_basis == "refit" else 0.0
-    return PSNOptions(
-        mode, basis, criterion, level, ordering, cv_basis, int(max_folds), float(variance_threshold), alpha,
-        allowed, groups, float(pooling),
-    )  # fmt: skip
+    if alpha is not None and criterion in ("cv", "auto"):
+        raise UsageError(
+            "alpha sets an analytic cut, and this one is cross-validated.", 'Add mode="standard", or drop it.'
+        )
 
 
 def _one_of(name: str, value: object, known: object) -> None:

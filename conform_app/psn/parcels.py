@@ -18,7 +18,7 @@ from scipy.linalg import eigh
 from conform_app.errors import DataError, UsageError
 from conform_app.psn.estimator import fit_psn
 from conform_app.psn.intake import as_responses
-from conform_app.psn.result import PSNResult, truncate
+from conform_app.psn.result import PSNResult, as_responses_of, truncate
 
 MAX_UNITS = 1500
 """Units of a block: about a second of eigendecomposition and 18 MB a covariance."""
@@ -126,17 +126,20 @@ class ParcelFit:
 
         Raises
         ------
+        DataError
+            If the number of units differs.
         UsageError
             If the models were not kept.
         """
         if not self.models:
             raise UsageError("The models of the parcels were not kept.", "Fit with keep_models=True.")
-        out = np.array(responses, dtype=np.float64)
+        responses = as_responses_of(self.valid.size, responses)
+        out = responses.reshape(len(responses), -1).copy()
         for number, model in enumerate(self.models):
             here = self.parcel == number
             if model is not None:
                 out[here] = model.apply(out[here])
-        return out
+        return out.reshape(responses.shape)
 
 
 def fit_parcels(
@@ -178,10 +181,14 @@ def fit_parcels(
         If labels do not go with the units, or no parcel has a usable unit.
     """
     data, parcel = as_responses(data), np.asarray(parcel)
-    if parcel.shape != (len(data),) or parcel.min(initial=0) < 0:
+    if parcel.shape != (len(data),):
         raise DataError(
             f"Parcels of shape {parcel.shape} do not go with {len(data)} units.",
             "Give one parcel per unit, numbered from 0.",
+        )
+    if not np.issubdtype(parcel.dtype, np.integer) or parcel.min(initial=0) < 0:
+        raise DataError(
+            "Parcels are not whole numbers from 0.", "Make them with from_labels, which takes any labels."
         )
     n_parcels = int(parcel.max(initial=0)) + 1
     out = {name: np.full(data.shape[:2], np.nan, np.float32) for name in ("denoised", "averages")}

@@ -115,8 +115,9 @@ class PSNResult:
         Mean squared error of predicting left-out trials with 0..K dimensions, mean over units.  K is D; for
         the difference basis, the number of axes that are expected to hold more signal than noise.
     kept_signal, removed_signal, kept_noise, removed_noise : ndarray, (n_units,) float64
-        Variance over conditions of signal and of noise (of an average over T trials) that each unit keeps and
-        loses; NaN for units left out.
+        Variance over conditions of signal and of noise (of an average over T trials) that each unit has after
+        denoising, and what it had more before: below 0 where it takes over that of others; NaN for units left
+        out.
     n_trials : float
         T, trials per condition that an average stands for.
     valid : ndarray, (n_units,) bool
@@ -217,12 +218,7 @@ class PSNResult:
         UsageError
             If n_trials is not positive.
         """
-        responses = np.asarray(responses, dtype=np.float64)
-        if responses.ndim == 0 or responses.shape[0] != self.valid.size:
-            raise DataError(
-                f"Responses of shape {responses.shape} do not have the {self.valid.size} units of the fit.",
-                "Give (n_units, n_responses) with the units in the same order.",
-            )
+        responses = as_responses_of(self.valid.size, responses)
         out = responses.reshape(len(responses), -1).copy()
         m = self.unit_means[self.valid, None]
         z = out[self.valid] - m
@@ -268,6 +264,17 @@ class PSNResult:
         return out
 
 
+def as_responses_of(n_units: int, responses: np.ndarray) -> np.ndarray:
+    """Responses as float64, once it is known that they have the units of the fit."""
+    responses = np.asarray(responses, dtype=np.float64)
+    if responses.ndim == 0 or responses.shape[0] != n_units:
+        raise DataError(
+            f"Responses of shape {responses.shape} do not have the {n_units} units of the fit.",
+            "Give (n_units, n_responses) with the units in the same order.",
+        )
+    return responses
+
+
 def truncate(axes: np.ndarray, k: int | np.ndarray, z: np.ndarray) -> np.ndarray:
     """Centred responses (n, m) rebuilt from the first k axes, k one number or one per unit."""
     if np.ndim(k) == 0:
@@ -297,13 +304,19 @@ def wiener_matrix_of(signal_cov: np.ndarray, noise_cov: np.ndarray, n_trials: fl
     return a
 
 
-def kept_variance(axes: np.ndarray, k: int | np.ndarray, *variances: np.ndarray) -> list[np.ndarray]:
-    """What each unit keeps of variances along the axes: ``sum_{d <= k} B_ud^2 var_d``, for each array."""
-    along = np.stack(variances, axis=1)
+def between(axes: np.ndarray, cov: np.ndarray, dense: Dense = CPU) -> np.ndarray:
+    """``B' cov B``, the covariance between K axes, (K, K)."""
+    out = np.empty((axes.shape[1], axes.shape[1]))
+    for part in dense.parts(len(out)):
+        out[:, part] = dense.product(axes.T, dense.product(cov, axes[:, part]))
+    return out
+
+
+def kept_variance(axes: np.ndarray, k: int | np.ndarray, cov: np.ndarray, dense: Dense = CPU) -> np.ndarray:
+    """What each unit keeps of a covariance between the K axes: ``sum_{d, e <= k} B_ud cov_de B_ue``."""
     limit = np.broadcast_to(np.asarray(k), (len(axes),))
-    out = np.empty((len(axes), along.shape[1]))
-    for rows in row_blocks(len(axes), axes.shape[1]):
-        weights = axes[rows] ** 2
-        weights[np.arange(axes.shape[1]) >= limit[rows, None]] = 0.0
-        out[rows] = weights @ along
-    return list(out.T)
+    order, out = np.arange(len(cov)), np.empty(len(axes))
+    for rows in row_blocks(len(axes), len(cov)):
+        part = np.where(order < limit[rows, None], axes[rows], 0.0)
+        out[rows] = np.einsum("ud,ud->u", dense.product(part, cov), part)
+    return out

@@ -13,7 +13,7 @@ from conform_app.psn.basis import Basis, make_basis, measured_signal, order_of, 
 from conform_app.psn.covariance import GSNResult
 from conform_app.psn.dense import CPU, Dense, release
 from conform_app.psn.intake import Usable
-from conform_app.psn.options import PSNOptions
+from conform_app.psn.options import PUBLISHED, PSNOptions
 from conform_app.psn.result import truncate
 from conform_app.psn.threshold import (
     cumulative,
@@ -70,7 +70,7 @@ def pick(gain: np.ndarray, kept: np.ndarray, options: PSNOptions) -> int:
     if options.alpha is not None:
         return pick_alpha(gain, kept, options.alpha, options.allowed)[0]
     if options.criterion == "max-tradeoff":
-        return pick_tradeoff(gain, kept, options.allowed)
+        return pick_tradeoff(gain, kept, options.allowed, published=options.mode == PUBLISHED)
     if options.criterion in ("variance", "variance_eigenvalues"):
         return pick_variance(kept, options.variance_threshold, options.allowed)
     return pick_prediction(gain, options.allowed)
@@ -97,7 +97,8 @@ def compare_bases(
 
     Both the covariances and the halves come from the same trials, so the score is no held-out one.
     """
-    return "difference" if np.diff(compare_scores(x, gsn, mean, n_trials, options)[0])[0] > 0 else "signal"
+    of_signal, of_difference = compare_scores(x, gsn, mean, n_trials, options)[0]
+    return "difference" if of_difference > of_signal else "signal"
 
 
 def compare_scores(
@@ -112,7 +113,7 @@ def compare_scores(
         signal, noise = variance_along(b.axes, gsn.signal_cov), variance_along(b.axes, gsn.noise_cov)
         gain, kept = curves(signal, noise, n_trials)
         if options.criterion == "max-tradeoff":
-            k = pick_tradeoff(gain, kept, options.allowed)
+            k = pick_tradeoff(gain, kept, options.allowed, published=options.mode == PUBLISHED)
         else:
             k = pick(gain, kept, options)
         r = (

@@ -53,12 +53,18 @@ def pick_variance(kept: np.ndarray, fraction: float, allowed: np.ndarray | None 
     return 0 if allowed is None else int(allowed[-1])
 
 
-def pick_tradeoff(gain: np.ndarray, kept: np.ndarray, allowed: np.ndarray | None = None) -> int:
-    """Elbow of the trade between expected gain and signal variance kept."""
+def pick_tradeoff(
+    gain: np.ndarray, kept: np.ndarray, allowed: np.ndarray | None = None, *, published: bool = False
+) -> int:
+    """Elbow of the trade between expected gain and signal variance kept.
+
+    Without a fall of the gain there is no trade; ``published`` takes 1e-12 in the squared unit of the data
+    for none, so that small numbers, such as volts, get another cut than the same in microvolts.
+    """
     p = int(np.argmax(gain))
     last = gain.size - 1
     fall = gain[p] - gain[last]
-    if kept[last] <= 0 or last - p < 2 or fall <= _FLAT:
+    if kept[last] <= 0 or last - p < 2 or fall <= _FLAT * (1.0 if published else kept[last]):
         return _snap(p, allowed)
     x = kept[p:] / kept[last]
     y = (gain[p:] - gain[last]) / fall

@@ -28,7 +28,7 @@ from conform_app.psn.crossval import averages
 from conform_app.psn.dense import CPU, dense_on, symmetrise
 from conform_app.psn.estimator import fit_psn
 from conform_app.psn.intake import as_responses, select_units
-from conform_app.psn.result import PSNResult
+from conform_app.psn.result import PSNResult, as_responses_of
 from conform_app.psn.span import Progress, Span, blocks, centred_trials, measure
 
 WIDE_MODES = ("wiener", "standard", "conservative", "aggressive")
@@ -132,12 +132,7 @@ class WideFit:
         DataError
             If the number of units differs.
         """
-        responses = np.asarray(responses, dtype=np.float64)
-        if responses.ndim == 0 or responses.shape[0] != self.valid.size:
-            raise DataError(
-                f"Responses of shape {responses.shape} do not have the {self.valid.size} units of the fit.",
-                "Give (n_units, n_responses) with the units in the same order.",
-            )
+        responses = as_responses_of(self.valid.size, responses)
         out = responses.reshape(len(responses), -1).copy()
         units, m = np.flatnonzero(self.valid), self.unit_means[self.valid]
         if self.span is None:
