@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from small_surfaces import AFFINE, COMMON, ball, place, run
 
-from conform_app.images.surfaces import write_surface
+from conform_app.images.surfaces import read_surface, write_surface
 
 pytestmark = pytest.mark.usefixtures("no_templates")
 
@@ -87,6 +87,49 @@ def test_swapped_hemispheres_and_volumes_elsewhere_are_refused(
         last = capsys.readouterr().err.strip().splitlines()[-1]
         assert "does not overlap the cortex" in last
         assert "space-T1w_desc-preproc_bold.nii.gz" in last
+
+
+def moved(path, change):
+    """Write a surface of the same hemisphere by its own words, elsewhere."""
+    points, triangles = read_surface(path)
+    write_surface(path, (change(points), triangles), "L" if "hemi-L" in path.name else "R", "white")
+
+
+@pytest.mark.end_to_end
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (
+            lambda own: swap(next(own.rglob("*hemi-L_space-fsLR*sphere*"))),
+            "hemi-L_space-fsLR_desc-reg_sphere",
+        ),
+        (lambda own: swap(next(own.rglob("*hemi-L_sphere*"))), "says of itself that it is CortexRight"),
+        (
+            lambda own: [
+                moved(path, lambda x: x * [-1, 1, 1]) for path in own.rglob("*hemi-?_[wp]*.surf.gii")
+            ],
+            "lies to the right of",
+        ),
+        (
+            lambda own: [
+                moved(path, lambda x: x - [9, 0, 0]) for path in own.rglob("*hemi-R_[wp]*.surf.gii")
+            ],
+            "lie in one place (middles at x = -4 and -4 mm): they are of one hemisphere",
+        ),
+    ],
+    ids=["registered", "sphere", "mirrored", "one hemisphere twice"],
+)
+def test_a_hemisphere_under_the_name_of_the_other_is_refused(
+    balls, fslr_home, tmp_path, monkeypatch, capsys, change, words
+):
+    """Templates have as many vertices left as right: counts say nothing, the file and the place do."""
+    monkeypatch.setenv("TEMPLATEFLOW_HOME", str(fslr_home))
+    own = tmp_path / "ds"
+    shutil.copytree(balls, own)
+    change(own)
+    argv = ("participant", "-w", tmp_path / "w", *COMMON, "--output-spaces", "fsLR:den-32k", "--dry-run")
+    assert run(own, tmp_path / "out", *argv) == 65
+    assert words in capsys.readouterr().err.strip().splitlines()[-1]
 
 
 @pytest.mark.end_to_end

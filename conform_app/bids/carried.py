@@ -23,6 +23,7 @@ from conform_app.bids.surfaces import HEMISPHERES, HemiFiles, SubjectSurfaces
 from conform_app.errors import DataError, NoInputError
 from conform_app.images import templates
 from conform_app.images.densities import FSLR_VERTICES
+from conform_app.images.gifti import STRUCTURES, structure_of
 from conform_app.images.surfaces import read_surface, read_vertices
 from conform_app.images.transforms import Affine, PointMap, read_points
 
@@ -32,6 +33,7 @@ _REGISTRATION = {
     "fsaverage": "sphere registered to fsaverage",
     "approx": "the group average's own sphere: nothing of this person was registered",
 }
+_APART = 0.25  # widths of a hemisphere that the middles of the two are apart at least; a human's are 0.8
 
 
 def plan_surface(fit: Fit, of: str, *, images: Sequence[Any]) -> tuple[SurfacePlan, list[str]]:
@@ -270,18 +272,15 @@ def _check(surface: SurfacePlan, fit: Fit, images: Sequence[Any]) -> None:
         for path in (half.midthickness, half.sphere, half.native_sphere):
             if path:
                 _same_size(half.white, len(white[0]), path, len(_read(path)[0]))
+        for path in (half.white, half.pial, half.midthickness, half.sphere, half.native_sphere):
+            if path:
+                _own_side(path, half.hemi)
         if half.cortex:
             read_vertices(half.cortex, len(white[0]))
         if half.wall:
             read_vertices(half.wall, FSLR_VERTICES["32k"])
         middles[half.hemi] = (white[0] + pial[0]) / 2
-    left, right = (float(np.median(middles[hemi][:, 0])) for hemi in HEMISPHERES)
-    if left > right:
-        raise DataError(
-            f"{surface.hemispheres[0].white} lies to the right of {surface.hemispheres[1].white} (middles at "
-            f"x = {left:.0f} and {right:.0f} mm): left and right are swapped, or x does not point right.",
-            "Correct the names or the coordinates of the surfaces.",
-        )
+    _side_by_side(middles, [half.white for half in surface.hemispheres])
     for run, image in zip(fit.runs, images, strict=True):
         _placed(run.bold[0], image.grid.header)
         move = points_to_volume(surface, None if run.transform is None else str(run.transform))
@@ -291,6 +290,34 @@ def _check(surface: SurfacePlan, fit: Fit, images: Sequence[Any]) -> None:
                 f"{run.bold[0]} does not overlap the cortex of {white}: no vertex lies in the volume.",
                 "Check that both are in one space (affine, mm, transform), or choose another volume.",
             )
+
+
+def _own_side(path: str, hemi: str) -> None:
+    """Refuse a file that says of itself that it is the other hemisphere."""
+    told = structure_of(path)
+    if told is not None and told != STRUCTURES["LR".index(hemi)]:
+        raise DataError(
+            f"{path} says of itself that it is {told}: left and right are swapped, or it was copied under "
+            "the name of the other hemisphere.",
+            "Correct the name; or, if the name is right, what the file says (wb_command -set-structure).",
+        )
+
+
+def _side_by_side(middles: dict[str, np.ndarray], names: Sequence[str]) -> None:
+    """Refuse hemispheres that are not one to the left of the other."""
+    left, right = (float(np.median(middles[hemi][:, 0])) for hemi in HEMISPHERES)
+    where = f"(middles at x = {left:.0f} and {right:.0f} mm)"
+    if left > right:
+        raise DataError(
+            f"{names[0]} lies to the right of {names[1]} {where}: left and right are swapped, or x does not "
+            "point right.",
+            "Correct the names or the coordinates of the surfaces.",
+        )
+    if right - left < _APART * float(np.ptp(middles["L"][:, 0])):
+        raise DataError(
+            f"{names[0]} and {names[1]} lie in one place {where}: they are of one hemisphere.",
+            "Correct the names, or write the other hemisphere again.",
+        )
 
 
 def _placed(path: Path, header: Any) -> None:

@@ -88,6 +88,15 @@ def open_pair(paths: tuple[Path, ...]) -> tuple[Grid, tuple[Path, ...], int, flo
     return grid, tuple(path for _, path, _ in heads), sizes[0][1], _time_step(heads[0][2])
 
 
+def structure_of(path: str | Path) -> str | None:
+    """Which hemisphere a file says of itself that it is: one of `STRUCTURES`; None where it is silent."""
+    path = Path(path)
+    if not path.name.endswith(".gii"):
+        return None
+    structure = _Head(path).meta.get("AnatomicalStructurePrimary")
+    return structure if structure in STRUCTURES else None
+
+
 def _structure(path: Path, head: _Head) -> str:
     """Find the hemisphere: by its metadata, else by ``hemi-`` (or FreeSurfer's ``lh.``) in the name."""
     structure = head.meta.get("AnatomicalStructurePrimary", "")
