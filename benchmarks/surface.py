@@ -65,6 +65,8 @@ def write_series(path: Path, values: np.ndarray, side: str) -> None:
 
 
 def make_files(folder: Path, n_volumes: int, n_vertices: int) -> None:
+    if "CONFORM_TEST_DATA" not in os.environ:
+        raise SystemExit("CONFORM_TEST_DATA must name the folder with the measured surfaces.")
     real = Path(os.environ["CONFORM_TEST_DATA"]) / "data" / "real"
     subject = real / "studyforrest-localizer-bids/derivatives/fmriprep/sub-02"
     run = nib.load(subject / "func/sub-02_task-localizer_run-1_space-T1w_desc-preproc_bold.nii.gz")
