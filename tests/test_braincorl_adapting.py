@@ -102,6 +102,20 @@ def test_constant_and_broken_voxels_come_back_as_nan_and_harm_nobody(world) -> N
     np.testing.assert_allclose(np.delete(fitted.weights, [3, 7], axis=0), clean.weights, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("n_alike", [9, 10])
+def test_images_that_are_one_to_the_features_leave_the_offset(world, n_alike) -> None:
+    """Features of two categories: all images of a fold, or of the context, may be of one of them."""
+    prior, features, _, betas = world
+    x = np.repeat(features[:1], 10, axis=0)
+    x[n_alike:] = features[1]
+    fitted = adapt(x, betas[:, :10] + 2.0, prior=prior)
+    assert np.isfinite(fitted.weights).all()
+    assert np.isfinite(fitted.predictive_sd(features[:3])).all()
+    if n_alike == len(x):  # what is predicted is the mean, shrunk or not
+        r = np.corrcoef(fitted.predict(x[:1])[:, 0], betas[:, :10].mean(axis=1))[0, 1]
+        assert r > 0.9
+
+
 def test_trials_are_matched_to_features_by_name(world) -> None:
     prior, features, _, betas = world
     names = [f"stim{i}" for i in range(50)]

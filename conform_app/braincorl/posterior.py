@@ -27,6 +27,7 @@ from conform_app.braincorl.ridge import folds_of
 
 NOISE = np.logspace(-1.5, 2.5, 17)  # noise variance over the prior's mean signal variance
 SCALE = 2.0 ** np.arange(-3.5, 3.51, 0.5)  # a voxel's scale over the participant's typical one
+TINY = 1e-12
 MOST_VOXELS = 1500  # voxels that p(k, d, s) is estimated from
 
 
@@ -180,6 +181,9 @@ def fit_posterior(
     rotations = [Rotation.of(x, mean, root) for mean, root in zip(means, roots, strict=True)]
     # Signal variance over images, an overall offset aside: what the grid's units refer to.
     signal = np.mean([((x - x.mean(axis=0)) @ root).var(axis=0).sum() for root in roots])
+    power = np.mean([((x @ root) ** 2).mean(axis=0).sum() for root in roots])
+    if signal <= TINY * power:  # all images are one to the features: the offset alone can be learned
+        signal = power
     noise = NOISE * signal
     scale = SCALE * np.sqrt(np.median(y.var(axis=1)) / (4 * signal))
     few = y if len(y) <= MOST_VOXELS else y[folds_of(len(y), -(-len(y) // MOST_VOXELS), seed)[0]]
