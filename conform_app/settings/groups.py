@@ -310,7 +310,8 @@ class ResourceSettings:
     )
     mem: int | None = option(
         None,
-        "memory to stay within, with K, M, G or T (default: 80 %% of what is free)",
+        "memory to stay within, with K, M, G or T; a plain number is megabytes (default: 80 %% of what is "
+        "free)",
         flags=("--mem-mb", "--mem_mb"),
         kind="memory",
         metavar="SIZE",
@@ -351,7 +352,9 @@ class RunSettings:
         kind="bool",
     )
     save_residuals: bool = option(False, "also write the noise that PSN took out of each trial", kind="bool")
-    verbose: int = option(0, "say more (-v: steps, -vv: details of Nipype)", flags=("-v",), kind="count")
+    verbose: int = option(
+        0, "say more (-v: details, -vv: Nipype's own messages, too)", flags=("-v",), kind="count"
+    )
     notrack: bool = option(
         False, "no effect: nothing is ever tracked (kept for cluster scripts)", kind="bool"
     )
