@@ -155,6 +155,9 @@ def test_mistakes_end_with_their_code_and_the_collection_is_still_reported(
     assert capsys.readouterr().out.count("3 others") == 4
     assert main([*arguments, "--encode", "transformer"]) == 64
     assert main([*arguments, *ENCODE, "--encode-regions", str(tmp_path / "no.tsv")]) == 66
+    (tmp_path / "half.npz").write_bytes((sites[0] / "features.npz").read_bytes()[:999])
+    assert main([*arguments, *ENCODE, "--encode-features", str(tmp_path / "half.npz"), "--dry-run"]) == 65
+    assert "half.npz holds no features" in capsys.readouterr().err
     assert main([*arguments, *ENCODE, "--encode-target", "77"]) == 64
     with np.load(sites[0] / "features.npz") as archive:
         names, values = archive["names"], archive["values"]

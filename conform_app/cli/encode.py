@@ -27,8 +27,8 @@ def check_encode(settings: Settings) -> None:
     ------
     UsageError
         Options that do not go together, or a device that is not there.
-    NoInputError
-        A file that is not there.
+    NoInputError, DataError
+        A file that is not there; features that cannot be read.
     """
     chosen = settings.encode
     if chosen.encode == "none":
@@ -44,6 +44,10 @@ def check_encode(settings: Settings) -> None:
     for name, path in given:
         if path is not None and not Path(path).is_file():
             raise NoInputError(f"--{name.replace('_', '-')}: there is no {path}.", "Correct the path.")
+    if chosen.encode_features is not None:
+        from conform_app.collect.given import read_features
+
+        read_features(chosen.encode_features)
     if settings.resources.device == "cuda":
         resolve_device("cuda")
 
