@@ -118,6 +118,23 @@ def test_scale_of_noise_and_of_uneven_trials():
         rsa_noise_ceiling(signal_cov, noise_cov, 60, 4, data=data)
 
 
+@pytest.mark.parametrize("value", [3.0, np.nan])
+@pytest.mark.parametrize("scaled_by", [None, "raw", "data"])
+def test_units_that_gsn_left_out_change_nothing(value, scaled_by):
+    rng = np.random.default_rng(0)
+    data = rng.standard_normal((20, 15, 1)) + rng.standard_normal((20, 15, 4))
+
+    def ceiling(data):
+        gsn = fit_gsn(data)
+        options = {"raw": {"raw_signal_cov": gsn.signal_cov_raw}, "data": {"data": data}}.get(scaled_by, {})
+        options |= {"signal_mean": gsn.signal_mean, "n_simulations": 20}
+        return rsa_noise_ceiling(gsn.signal_cov, gsn.noise_cov, 15, 4, **options)
+
+    whole, more = ceiling(data), ceiling(np.insert(data, 5, value, axis=0))
+    np.testing.assert_allclose(more.simulated, whole.simulated, atol=1e-6)
+    assert more.scale == pytest.approx(whole.scale)
+
+
 @pytest.mark.parametrize("statistic", [ncsnr, noise_ceiling, split_half])
 def test_bootstrap_with_few_repeated_conditions(statistic):
     """A third of the draws holds none of them; the interval is that of the others."""

@@ -20,6 +20,10 @@ from conform_app.errors import DataError, UsageError
 from conform_app.reliability.rsascale import matching_scale, split_half_rdm
 
 
+_NO_RDM = "An RDM needs covariances of two units or more, and three conditions."
+_REMEDY = "Give matrices (n_units, n_units) of one fit."
+
+
 @dataclass(frozen=True)
 class RSACeiling:
     """Noise ceiling of an RDM.
@@ -58,7 +62,8 @@ def rsa_noise_ceiling(
     Parameters
     ----------
     signal_cov, noise_cov : ndarray, (n_units, n_units)
-        Positive semi-definite covariances of :func:`conform_app.psn.fit_gsn`.
+        Positive semi-definite covariances of :func:`conform_app.psn.fit_gsn`.  Units without any variance, as
+        those that were left out there, are left out of the RDMs, too.
     n_conditions : int
     n_trials : float
         Trials averaged per condition.
@@ -80,50 +85,73 @@ def rsa_noise_ceiling(
     Raises
     ------
     DataError
-        If shapes do not agree, or there are fewer than two units or three conditions.
+        If shapes do not agree, or there are fewer than two units with variance, or three conditions.
     UsageError
         If a number is not positive, or two scales are asked for.
     """
     n = len(signal_cov)
-    if np.shape(signal_cov) != (n, n) or np.shape(noise_cov) != (n, n) or n < 2 or n_conditions < 3:
-        raise DataError(
-            "An RDM needs covariances of two units or more, and three conditions.",
-            "Give matrices (n_units, n_units) of one fit.",
-        )
+    signal_cov, noise_cov = np.asarray(signal_cov), np.asarray(noise_cov)
+    if signal_cov.shape != (n, n) or noise_cov.shape != (n, n) or n_conditions < 3:
+        raise DataError(_NO_RDM, _REMEDY)
     if not (n_trials > 0 and n_simulations > 0):
         raise UsageError("Numbers of trials and simulations must be positive.", "Give positive numbers.")
     if raw_signal_cov is not None and data is not None:
         raise UsageError("There is one scale, from raw_signal_cov or from data.", "Give one of them.")
+    used = signal_cov.diagonal() + noise_cov.diagonal() > 0
+    if used.sum() < 2:
+        raise DataError(_NO_RDM, _REMEDY)
+    rows = np.ix_(used, used)
+    signal_cov, noise_cov = signal_cov[rows], noise_cov[rows]
+    mean = 0.0 if signal_mean is None else np.asarray(signal_mean)[used, None]
     scale, split_half = 1.0, float("nan")
     if raw_signal_cov is not None:
-        scale = float(np.trace(raw_signal_cov) / np.trace(signal_cov))
+        scale = float(np.trace(np.asarray(raw_signal_cov)[rows]) / np.trace(signal_cov))
         if not scale > 0:
             raise DataError(
                 "The estimated signal variance is not positive.", "There is no signal to compare."
             )
-    mean = 0.0 if signal_mean is None else np.asarray(signal_mean)[:, None]
     if data is not None:
-        data = np.asarray(data, dtype=np.float64)
-        if data.ndim != 3 or len(data) != n:
-            raise DataError(
-                f"Data of shape {data.shape} do not go with covariances of {n} units.",
-                "Give (n_units, n_conditions, n_trials).",
-            )
+        data = _of_units(data, n)[used]
         split_half, per_half = split_half_rdm(data, _agreement, n_splits=n_simulations, seed=seed)
         scale = matching_scale(
             split_half, per_half, _root(signal_cov), _root(noise_cov), mean, _agreement,
             n_simulations=n_simulations, seed=seed,
         )  # fmt: skip
-        if scale == 0:
-            return RSACeiling(0.0, np.zeros(n_simulations), scale, split_half)
+    if scale == 0:
+        return RSACeiling(0.0, np.zeros(n_simulations), scale, split_half)
+    simulated = _simulated(
+        _root(signal_cov * scale), _root(noise_cov / n_trials), mean, n_conditions, n_simulations, seed
+    )
+    return RSACeiling(float(np.nanmedian(simulated)), simulated, scale, split_half)
+
+
+def _simulated(
+    signal_root: np.ndarray,
+    noise_root: np.ndarray,
+    mean: np.ndarray | float,
+    n_conditions: int,
+    n_simulations: int,
+    seed: int,
+) -> np.ndarray:
+    """Agreement of the RDMs of signals and of measurements, drawn so often."""
     rng = np.random.default_rng(seed)
-    signal_root, noise_root = _root(signal_cov * scale), _root(np.asarray(noise_cov) / n_trials)
-    simulated = np.empty(n_simulations)
+    n, out = len(signal_root), np.empty(n_simulations)
     for i in range(n_simulations):
         signal = mean + signal_root @ rng.standard_normal((n, n_conditions))
         measured = signal + noise_root @ rng.standard_normal((n, n_conditions))
-        simulated[i] = _agreement(signal, measured)
-    return RSACeiling(float(np.nanmedian(simulated)), simulated, scale, split_half)
+        out[i] = _agreement(signal, measured)
+    return out
+
+
+def _of_units(data: np.ndarray, n: int) -> np.ndarray:
+    """Data as float64, once it is known that they have so many units."""
+    data = np.asarray(data, dtype=np.float64)
+    if data.ndim != 3 or len(data) != n:
+        raise DataError(
+            f"Data of shape {data.shape} do not go with covariances of {n} units.",
+            "Give (n_units, n_conditions, n_trials).",
+        )
+    return data
 
 
 def _agreement(a: np.ndarray, b: np.ndarray) -> float:
