@@ -113,6 +113,15 @@ def test_methodology_says_what_is_known_and_what_is_missing(merged):
     assert variance.loc[("beta scale", "VoxelSize"), "note"].startswith("no degree of freedom")
 
 
+def test_a_session_that_does_not_say_a_fact_makes_no_fact_of_its_own():
+    from conform_app.collect.seal import _over_sessions
+
+    assert _over_sessions(["7", "n/a", "7"]) == _over_sessions(["7"]) == "7"
+    assert _over_sessions(["GE", "n/a", "Siemens"]) == "GE | Siemens"
+    assert _over_sessions(["n/a", "n/a"]) == "n/a"
+    assert _over_sessions(["1.5", "2.5"]) == "2"
+
+
 def test_report_shows_every_figure_it_names(merged):
     page = (merged / "group.html").read_text()
     for path in (merged / "group" / "figures").iterdir():

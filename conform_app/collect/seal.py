@@ -307,7 +307,8 @@ def _variance(outcomes: Mapping[str, Mapping[str, float]], methodology: pd.DataF
 
 
 def _over_sessions(values: Sequence[str]) -> str:
-    """One value for a participant: the mean of numbers, else what is distinct."""
+    """One value for a participant: the mean of numbers, else what is distinct, of sessions that say it."""
+    values = [value for value in values if value != "n/a"] or values
     try:
         return f"{np.mean([float(value) for value in values]):.6g}"
     except ValueError:
