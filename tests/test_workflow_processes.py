@@ -98,3 +98,34 @@ def test_a_stopped_run_ends_at_once_and_leaves_no_process(data, tmp_path, name, 
     assert states(tmp_path / "out") == {"sub-01": "interrupted", "sub-02": "interrupted"}
     # nobody holds the lock any more
     assert main(words(data, tmp_path, 2)) == 0
+
+
+def test_finished_steps_are_taken_from_the_work_folder_but_not_those_of_another_version(
+    data, tmp_path, monkeypatch
+):
+    from conform_app.cli import run as cli
+
+    whole, done = GLMsingle.work, []
+
+    def work(self, plan, cwd):
+        done.append(plan.subject)
+        return whole(self, plan, cwd)
+
+    monkeypatch.setattr(GLMsingle, "work", work)
+    for version, n_done, more in (
+        ("1.0", 1, ()),
+        ("1.0", 1, ()),
+        ("1.1", 2, ()),
+        ("1.1", 3, ("--overwrite",)),
+    ):
+        monkeypatch.setattr(cli, "__version__", version)
+        for record in (tmp_path / "out").rglob("log/fits/*.json"):
+            record.unlink()  # as if the run had been cut off before its files were written
+        assert main([*words(data, tmp_path, 1), "--participant-label", "01", *more]) == 0
+        assert len(done) == n_done
+    # the temporary folder was cleared of old files
+    for arrays in (tmp_path / "work").rglob("glmsingle.h5"):
+        arrays.unlink()
+    next((tmp_path / "out").rglob("log/fits/*.json")).unlink()
+    assert main([*words(data, tmp_path, 1), "--participant-label", "01"]) == 0
+    assert len(done) == 4

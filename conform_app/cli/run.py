@@ -182,7 +182,7 @@ def execute(session: Session, work_dir: Path, device: str, gpu_free: int | None)
     from conform_app.bids.psncost import psn_memory
     from conform_app.bids.record import is_complete
     from conform_app.workflows.execute import locked, read_plugin, run_workflow
-    from conform_app.workflows.participant import init_participant_wf
+    from conform_app.workflows.participant import forget_steps, init_participant_wf
 
     settings = session.settings
     wanted = wanted_products(settings.model.glm_types, settings.run.save_residuals)
@@ -224,6 +224,8 @@ def execute(session: Session, work_dir: Path, device: str, gpu_free: int | None)
             n_threads=resources.n_threads,
             max_memory=share,
         )
+        for plan in (p for plans in todo.values() for p in plans):
+            forget_steps(work_dir, plan, everything=settings.run.overwrite)
         session.notes += run_workflow(
             workflow,
             plugin=read_plugin(settings.resources.use_plugin, resources.nprocs, resources.memory),

@@ -27,6 +27,7 @@ class PlanInputSpec(BaseInterfaceInputSpec):
     plan_file = File(exists=True, mandatory=True, desc="the plan of the fit (JSON)")
     log_dir = traits.Str(nohash=True, desc="folder for the note of a failure")
     n_threads = traits.Int(1, usedefault=True, nohash=True, desc="threads of the numerics")
+    version = traits.Str(desc="of CONFORM: another one does the step again")
 
 
 class OneFileOutputSpec(TraitedSpec):

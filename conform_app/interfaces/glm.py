@@ -27,7 +27,8 @@ class GLMsingleInputSpec(PlanInputSpec):
     side_files = InputMultiObject(File(exists=True), desc="masks and confounds")
     model = traits.Dict(mandatory=True, desc="ModelSettings as a dictionary")
     device = traits.Str("cpu", usedefault=True, nohash=True)
-    max_memory = traits.Either(None, traits.Float, nohash=True, desc="bytes")
+    # "Either" would lose nohash, and what memory is free differs from call to call
+    max_memory = traits.Float(nohash=True, desc="bytes")
 
 
 class GLMsingle(FitInterface):

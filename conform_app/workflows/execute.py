@@ -185,10 +185,9 @@ def run_workflow(
     left = [_note_of_killed(node, end_text(exit_code)) for node, exit_code in killed]
     notes += [note for note in left if not note["fit"] or note["fit"] not in told]
     if failure is not None and not notes:
-        last = str(failure).strip().splitlines()[-1:] or ["Nipype stopped."]
-        notes.append(
-            {"exit_code": 1, "message": last[0], "remedy": "See the crash files.", "fit": "", "subject": ""}
-        )
+        last = str(failure.__cause__ or failure).strip().splitlines()[-1:] or ["Nipype stopped."]
+        remedy = "See the crash files; if the work folder lost files, remove all of it and run again."
+        notes.append({"exit_code": 1, "message": last[0], "remedy": remedy, "fit": "", "subject": ""})
     return notes
 
 

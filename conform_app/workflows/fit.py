@@ -70,6 +70,7 @@ def init_fit_wf(
         Its node ``write`` has the output ``out_file``, the fit record.
     """
     common = {"plan_file": str(plan_file), "log_dir": str(log_dir), "n_threads": n_threads}
+    common["version"] = str(dataset["version"])
     gib = max(plan.memory_glm / GIB, 0.2)
 
     def node(interface: Any, label: str, mem_gb: float) -> Node:
@@ -78,9 +79,9 @@ def init_fit_wf(
     settings = asdict(model)
 
     def fitting(of: FitPlan, label: str) -> Node:
-        step = GLMsingle(
-            bold_files=of.bold_files(), model=settings, device=device, max_memory=max_memory, **common
-        )
+        step = GLMsingle(bold_files=of.bold_files(), model=settings, device=device, **common)
+        if max_memory is not None:
+            step.inputs.max_memory = float(max_memory)
         if of.side_files():
             step.inputs.side_files = of.side_files()
         return node(step, label, gib)

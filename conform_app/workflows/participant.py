@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,9 @@ from nipype.pipeline.engine import Workflow
 
 from conform_app.bids.plan import FitPlan, write_plan
 from conform_app.settings import ModelSettings
-from conform_app.workflows.fit import init_fit_wf
+from conform_app.workflows.fit import init_fit_wf, node_name
+
+NAME = "conform_wf"
 
 
 def init_subject_wf(
@@ -41,6 +44,24 @@ def init_subject_wf(
     return workflow
 
 
+def forget_steps(work_dir: Path, plan: FitPlan, *, everything: bool) -> None:
+    """Remove from the work folder the steps of a fit that must be done again.
+
+    Parameters
+    ----------
+    work_dir : Path
+    plan : FitPlan
+    everything : bool
+        All steps; otherwise those whose arrays are gone, as where old files of ``/tmp`` are cleared away.
+    """
+    folder = work_dir / NAME / f"sub_{plan.subject}_wf" / f"fit_{node_name(plan.name)}_wf"
+    if everything:
+        shutil.rmtree(folder, ignore_errors=True)
+    for result in folder.glob("*/result_*.pklz"):
+        if not any(not path.name.startswith(("_", "result_")) for path in result.parent.iterdir()):
+            shutil.rmtree(result.parent, ignore_errors=True)
+
+
 def init_participant_wf(
     *,
     plans: Mapping[str, Sequence[FitPlan]],
@@ -52,7 +73,7 @@ def init_participant_wf(
     device: str = "cpu",
     n_threads: int = 1,
     max_memory: float | None = None,
-    name: str = "conform_wf",
+    name: str = NAME,
 ) -> Workflow:
     """Build the workflow of all participants.
 
@@ -86,7 +107,7 @@ def init_participant_wf(
             max_memory=max_memory,
         )
         workflow.add_nodes([sub])
-        for node_name in sub.list_node_names():
+        for step in sub.list_node_names():
             # Crash files belong to their participant, so that parallel jobs share no folder.
-            sub.get_node(node_name).config = {"execution": {"crashdump_dir": str(log_dirs[subject])}}
+            sub.get_node(step).config = {"execution": {"crashdump_dir": str(log_dirs[subject])}}
     return workflow
