@@ -19,7 +19,6 @@ import numpy as np
 from conform_app.errors import DataError, UsageError
 from conform_app.reliability.rsascale import matching_scale, split_half_rdm
 
-
 _NO_RDM = "An RDM needs covariances of two units or more, and three conditions."
 _REMEDY = "Give matrices (n_units, n_units) of one fit."
 
