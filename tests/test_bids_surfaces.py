@@ -87,6 +87,19 @@ def test_the_anatomy_of_the_fits_session_is_preferred(tmp_path):
     assert "ses-a" in find_surfaces("01", ("c",), [tmp_path]).left.white.name
 
 
+def test_two_reconstructions_of_a_session_are_not_mixed(tmp_path):
+    """White of one T1w image with the sphere of another would be of two meshes."""
+    names = [*PLAIN, *both("sub-01_hemi-L_space-fsLR_desc-reg_sphere.surf.gii")]
+    for number in (1, 2):
+        touch(
+            tmp_path / "sub-01" / "anat",
+            *(name.replace("sub-01", f"sub-01_acq-x_run-{number}") for name in names),
+        )
+    left = find_surfaces("01", (), [tmp_path]).left
+    found = [path.name for path in (left.white, left.pial, left.registered["fsLR"])]
+    assert all(name.startswith("sub-01_acq-x_run-1_hemi-L_") for name in found)
+
+
 def test_freesurfer_folders(tmp_path):
     surf = tmp_path / "fs" / "sub-01" / "surf"
     touch(

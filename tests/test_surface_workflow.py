@@ -121,6 +121,10 @@ def test_the_output_is_valid_and_says_where_it_came_from(carried, validate):
         "_events.tsv",
     ):
         assert part in sources
+    for hemi in "LR":  # the participant's own mesh is named: it is no template's
+        sidecar = json.loads((func / f"sub-01_task-x_hemi-{hemi}_space-fsnative_{TYPE_B}.json").read_text())
+        mesh = f"bids:fmriprep:sub-01/anat/sub-01_hemi-{hemi}_midthickness.surf.gii"
+        assert sidecar["SpatialReference"] == mesh
     links = json.loads((carried / "dataset_description.json").read_text())["DatasetLinks"]
     assert links["templateflow"].startswith("https://")
     record = json.loads(

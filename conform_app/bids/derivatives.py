@@ -16,7 +16,7 @@ import numpy as np
 
 from conform_app.bids.naming import RUN_ENTITIES, build_name, build_names, product, sidecar_name
 from conform_app.bids.plan import FitPlan
-from conform_app.bids.provenance import sidecar, software_versions, write_json, write_tsv
+from conform_app.bids.provenance import bids_uri, sidecar, software_versions, write_json, write_tsv
 from conform_app.bids.record import SCHEMA, fingerprint, record_path, withdraw
 from conform_app.bids.registered import write_registration
 from conform_app.bids.surfaceplan import sidecar_fields
@@ -140,7 +140,17 @@ class FitWriter:
             **{"glm_type": None, "fill": None, **self._way(key), **fields},
         )
         for path in paths:
-            write_json(self.root / sidecar_name(path), content)
+            write_json(self.root / sidecar_name(path), content | self._mesh(content, path))
+
+    def _mesh(self, content: Mapping[str, Any], path: str) -> dict[str, str]:
+        """The participant's surface as what a map on its vertices refers to, in place of a volume."""
+        surface = self.plan.surface
+        if surface is None or "SpatialReference" not in content:
+            return {}
+        half = surface.hemispheres["_hemi-R_" in path]
+        return {
+            "SpatialReference": bids_uri(half.midthickness or half.white, self.dataset["roots"], self.root)
+        }
 
     def _way(self, key: str) -> dict[str, str]:
         """How the values of a map came to its surface."""

@@ -132,25 +132,32 @@ def _from_anat(root: Path, subject: str, sessions: Sequence[str]) -> SubjectSurf
     for file in files:
         get = file.entities.get
         if file.suffix in _GEOMETRY and get("space") in _NATIVE and ".surf" in file.extension:
-            place = (get("session"), get("den"), get("desc"), get("space"))
+            place = (get("session"), get("den"), get("desc"), get("space"), _rest(file))
             groups.setdefault(place, {})[file.suffix, get("hemi", "")] = file.path
     groups = {place: group for place, group in groups.items() if any(name == "white" for name, _ in group)}
     if not groups:
         return None
 
     def rank(place: tuple) -> tuple:
-        session, den, desc, _ = place
-        return (session not in sessions, session is not None, den is not None, desc is not None, str(place))
+        session, den, desc, _, rest = place
+        told = (session is not None, den is not None, desc is not None, bool(rest))
+        return (session not in sessions, *told, str(place))
 
     place = min(groups, key=rank)
-    session, den, desc, _ = place
+    session, den, desc, _, rest = place
     group = groups[place]
-    own = [f for f in files if f.entities.get("session") == session]
+    own = [f for f in files if f.entities.get("session") == session and _rest(f) == rest]
     halves = [_hemisphere(group, own, hemi, den, root, subject) for hemi in HEMISPHERES]
     anatomies = sorted({place[0] for place in groups if place[0] in sessions}, key=natural)
     return SubjectSurfaces(
         *halves, root=root, desc=desc, density=den, session=session, anatomies=tuple(anatomies)
     )
+
+
+def _rest(file: BidsFile) -> tuple[tuple[str, str], ...]:
+    """Labels that tell reconstructions of one session apart, such as ``acq`` and ``run``."""
+    common = ("subject", "session", "hemi", "space", "den", "desc")
+    return tuple(sorted((name, label) for name, label in file.entities.items() if name not in common))
 
 
 def _hemisphere(
