@@ -146,6 +146,19 @@ def test_more_inputs_are_added(tmp_path, inputs):
     assert content["GeneratedBy"][0]["Version"] == "1.3"
 
 
+def test_a_folder_without_a_finished_fit_is_not_said_to_hold_results(tmp_path, inputs):
+    out = tmp_path / "out"
+    write(out, inputs)
+    with pytest.raises(CannotCreateError, match="was begun with other settings") as caught:
+        check_output(out, CONFIGURATION, "ffff00001111")
+    assert "No fit of it is finished yet: add --overwrite" in caught.value.remedy
+    record = out / "sub-01" / "log" / "fits" / "sub-01_task-x_space-T1w.json"
+    record.parent.mkdir(parents=True)
+    record.write_text("{}")
+    with pytest.raises(CannotCreateError, match="holds results of other settings"):
+        check_output(out, CONFIGURATION, "ffff00001111")
+
+
 def test_other_settings_are_refused(tmp_path, inputs):
     out = tmp_path / "out"
     write(out, inputs)

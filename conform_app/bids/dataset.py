@@ -157,6 +157,11 @@ def _check_hash(
     if found == digest:
         return
     difference = _difference(output_dir, found, configuration)
+    if not any(output_dir.glob("sub-*/log/fits/*.json")) and not (output_dir / "group").is_dir():
+        raise CannotCreateError(
+            f"{output_dir} was begun with other settings{difference}.",
+            "No fit of it is finished yet: add --overwrite, or choose another output folder.",
+        )
     raise CannotCreateError(
         f"{output_dir} holds results of other settings{difference}.",
         "Choose another output folder, use the same settings, or add --overwrite.",
