@@ -10,10 +10,10 @@ add more noise than signal, so the curves end at the last positive one.
   noisy; a share of the population's keeps units without much signal of their own near the common cut.
 
 `choose_blend` weighs population cut, unit cut and Wiener filter by their error in the same folds (cuts chosen
-on the other folds).  The Wiener filter, which has no cut to choose and leaves no unit without signal, gives
-way to the weighted mean of the three with the least error (which may be a cut alone) where that lowers the
-error of the denoised averages (noise of the left-out trials subtracted) by more than two standard errors over
-conditions, and by a tenth.
+on the other folds).  The Wiener filter, which has no cut to choose and flattens a unit only where no signal
+is estimated in it, gives way to the weighted mean of the three with the least error (which may be a cut
+alone) where that lowers the error of the denoised averages (noise of the left-out trials subtracted) by more
+than two standard errors over conditions, and by a tenth.
 """
 
 from __future__ import annotations
