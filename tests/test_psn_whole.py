@@ -82,6 +82,11 @@ def test_a_parcel_without_usable_units_is_left_alone():
         fit_parcels(data, np.zeros(3, int))
 
 
+def test_voxels_without_a_label_may_be_nan():
+    labels = np.array([2.0, np.nan, 2.0, 1.0, np.nan])
+    np.testing.assert_array_equal(from_labels(labels), [1, 2, 1, 0, 2])
+
+
 def test_parcels_from_labels_are_compact_and_bounded():
     labels = np.repeat([0, 7, 3], [50, 10, 25])
     parcel = from_labels(labels, np.arange(85)[:, None], max_units=20)

@@ -325,8 +325,9 @@ def from_labels(
     if coordinates is None:
         coordinates = np.arange(labels.size)[:, None]
     out, first = np.empty(labels.size, dtype=int), 0
-    for label in np.unique(labels):
-        here = np.flatnonzero(labels == label)
+    kinds, kind = np.unique(labels, return_inverse=True)  # NaN is a label like others
+    for number in range(len(kinds)):
+        here = np.flatnonzero(kind == number)
         parts = bisect(np.asarray(coordinates)[here], max_units)
         out[here] = first + parts
         first += int(parts.max()) + 1
