@@ -136,6 +136,8 @@ class SphereResampler(Stored):
         ------
         DataError
             Values for another number of vertices.
+        UsageError
+            No such device, or a dtype other than float32 and float64.
         """
         maps, single = as_maps(values, self.matrix.shape[1], "the source sphere")
 

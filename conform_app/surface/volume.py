@@ -169,6 +169,8 @@ class VolumeToSurface(Stored):
         ------
         DataError
             A volume of another shape; for cubic, values that are not finite.
+        UsageError
+            No such device, or a dtype other than float32 and float64.
         """
         data = np.asanyarray(data)
         if data.shape[:3] != self.volume_shape or data.ndim not in (3, 4):
