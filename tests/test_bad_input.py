@@ -61,6 +61,13 @@ def test_events_beyond_the_run(dataset, capsys):
     refused(capsys, dataset, 65, path.name, "line 10", "120 s", "milliseconds")
 
 
+def test_onsets_that_a_shift_puts_before_the_run(dataset, capsys):
+    options = (*PLAN_ONLY, "--onset-shift", "-8")
+    words = ("line 2", "with its shift of -8 s", '--ignore-trials "onset < 8"')
+    refused(capsys, dataset, 65, *words, options=options)
+    assert call(dataset, dataset.parent / "out", *options, "--ignore-trials", "onset < 8") == 0
+
+
 def test_duplicated_onsets(dataset, capsys):
     path = events_of(dataset)
     path.write_text(path.read_text() + path.read_text().splitlines()[1] + "\n")

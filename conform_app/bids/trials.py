@@ -327,8 +327,10 @@ def _read_trials(rows: EventRows, column: str, settings: EventSettings, shift: f
     early = [line for line, value in zip(lines, onset, strict=True) if value < 0]
     if early:
         raise DataError(
-            f"{rows.path}, {lines_text(early)}: the onset is before the start of the run.",
-            'Correct it, or drop the rows with --ignore-trials "onset < 0".',
+            f"{rows.path}, {lines_text(early)}: the onset"
+            + (f" with its shift of {shift:g} s" if shift else "")
+            + " is before the start of the run.",
+            f'Correct it, or drop the rows with --ignore-trials "onset < {0.0 - shift:g}".',
         )
     if settings.stim_duration is not None and settings.block_column is None:
         duration = [settings.stim_duration] * len(lines)
