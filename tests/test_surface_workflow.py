@@ -13,6 +13,7 @@ from small_dataset import SHAPE, bold_files
 from small_surfaces import (
     CENTRE,
     COMMON,
+    N_NATIVE,
     TYPE_B,
     ball,
     expected_quarter,
@@ -139,6 +140,26 @@ def test_the_output_is_valid_and_says_where_it_came_from(carried, validate):
     assert "sampled between white and pial surface" in page
     for name in ("surfrsquared", "surfcoverage", "surfarealdistortion", "surfedgedistortion"):
         assert f"desc-{name}_bold" in page
+
+
+@pytest.mark.end_to_end
+def test_maps_on_the_participants_own_mesh_come_with_it_and_are_drawn_on_it(carried):
+    for hemi, centre in CENTRE.items():
+        name = f"sub-01_hemi-{hemi}_space-fsnative_midthickness"
+        found, triangles = read_surface(carried / "sub-01" / "anat" / f"{name}.surf.gii")
+        points, faces = ball(N_NATIVE)
+        np.testing.assert_allclose(found, points * 3.25 + centre, atol=1e-5)
+        np.testing.assert_array_equal(triangles, faces)
+        told = json.loads((carried / "sub-01" / "anat" / f"{name}.json").read_text())
+        assert told["Description"] == "The participant's middle surface."
+    assert not list((carried / "sub-01" / "anat").glob("*to-fsnative_mode-points*"))
+    record = json.loads(
+        (carried / "sub-01" / "log" / "fits" / "sub-01_task-x_space-fsnative.json").read_text()
+    )
+    page = build_report(carried, "01", records=[record]).read_text()
+    assert "No surface to draw on" not in page
+    for name in ("surfrsquared", "surfcoverage"):
+        assert f"space-fsnative_desc-{name}_bold" in page
 
 
 @pytest.mark.end_to_end

@@ -48,9 +48,10 @@ def write_registration(writer: FitWriter, path: Path) -> dict[str, Any]:
     surface = writer.plan.surface
     for found in meta["samplings"]:
         _write_sampling(writer, path.parent, found)
-    if surface.coordinates and not surface.group_average:
+    if not surface.group_average:
         for half in surface.hemispheres:
-            _write_anat(writer, half, arrays, path.parent / meta["resamplings"][half.hemi])
+            transform = meta["resamplings"].get(half.hemi)
+            _write_anat(writer, half, arrays, path.parent / transform if transform else None)
     return meta
 
 
@@ -85,29 +86,33 @@ def _write_sampling(writer: FitWriter, folder: Path, found: Mapping[str, Any]) -
     _describe(writer, "sampling", name, filter(None, sources), Description=text)
 
 
-def _write_anat(writer: FitWriter, half: Any, arrays: Mapping[str, np.ndarray], transform: Path) -> None:
-    """Write the transform between meshes and the middle surface of one hemisphere."""
+def _write_anat(
+    writer: FitWriter, half: Any, arrays: Mapping[str, np.ndarray], transform: Path | None
+) -> None:
+    """Write the middle surface of one hemisphere and, if there is one, the transform between meshes."""
     plan, own = writer.plan, parse_name(Path(half.white)).entities
+    native = transform is None
     labels = {
         "sub": plan.subject,
         "ses": own.get("session"),
         "hemi": half.hemi,
         "space": plan.space,
-        "den": "32k" if plan.den == "91k" else plan.den,
+        "den": own.get("den") if native else "32k" if plan.den == "91k" else plan.den,
         "desc": own.get("desc"),
     }
-    files = {key: anat_name(key, labels) for key in ("resampling", "midthickness")}
-    _copy(transform, writer.root / files["resampling"])
+    texts = {"midthickness": "The participant's middle surface" + ("." if native else " on the target mesh.")}
+    if not native:
+        texts["resampling"] = (
+            "Sparse matrix (CSR) that takes values of the vertices of the participant's mesh to those of the "
+            "target, with both spheres and vertex areas."
+        )
+        _copy(transform, writer.root / anat_name("resampling", labels))
     mesh = arrays[f"{half.hemi}_coordinates"], arrays[f"{half.hemi}_triangles"]
-    write_surface(writer.root / files["midthickness"], mesh, half.hemi, "midthickness")
-    texts = {
-        "resampling": "Sparse matrix (CSR) that takes values of the vertices of the participant's mesh to "
-        "those of the target, with both spheres and vertex areas.",
-        "midthickness": "The participant's middle surface on the target mesh.",
-    }
-    for key, name in files.items():
-        more = {"Density": f"{half.n_target} vertices", "Registration": plan.surface.registration}
-        _describe(writer, key, name, half.files(), Description=texts[key], **more)
+    write_surface(writer.root / anat_name("midthickness", labels), mesh, half.hemi, "midthickness")
+    for key, text in texts.items():
+        more = {"Density": f"{half.n_target} vertices"}
+        more |= {} if native else {"Registration": plan.surface.registration}
+        _describe(writer, key, anat_name(key, labels), half.files(), Description=text, **more)
 
 
 def _describe(writer: FitWriter, key: str, name: str, sources: Iterable[str], **content: Any) -> None:

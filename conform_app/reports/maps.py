@@ -257,7 +257,7 @@ def _meshes(where: dict[str, np.ndarray], space: str) -> tuple[tuple[Mesh, ...],
         if size != FSAVERAGE5_VERTICES:
             geometry += f" (its 10,242 vertices of the {size:,} a hemisphere)"
         return tuple(_fsaverage5(side, point) for side, point in where.items()), geometry
-    if size == FSLR_VERTICES:
+    if size == FSLR_VERTICES and space != "fsnative":
         meshes = tuple(m for m in (_fslr(side, point) for side, point in where.items()) if m is not None)
         if len(meshes) == len(where):
             return meshes, "the fsLR 32k template surface"
