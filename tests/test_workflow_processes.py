@@ -100,6 +100,20 @@ def test_a_stopped_run_ends_at_once_and_leaves_no_process(data, tmp_path, name, 
     assert main(words(data, tmp_path, 2)) == 0
 
 
+def test_the_state_of_a_stopped_run_is_written_before_its_reports(data, tmp_path, monkeypatch):
+    from conform_app.cli import run as cli
+
+    seen = []
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "execute", stop)
+    monkeypatch.setattr(cli, "report", lambda session, subjects: seen.append(states(tmp_path / "out")))
+    assert main(words(data, tmp_path, 1)) == 75
+    assert seen == [{"sub-01": "interrupted", "sub-02": "interrupted"}]
+
+
 def test_finished_steps_are_taken_from_the_work_folder_but_not_those_of_another_version(
     data, tmp_path, monkeypatch
 ):

@@ -76,6 +76,9 @@ def run(settings: Settings) -> int:
     try:
         execute(session, work_dir, device, gpu_free)
         session.finished = True
+    except KeyboardInterrupt:
+        write_logs(session, final=True)  # reports may take longer than a scheduler waits
+        raise
     finally:
         try:
             report(session, session.subjects)
