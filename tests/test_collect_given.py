@@ -11,6 +11,7 @@ from conform_app.collect.given import (
     read_aliases,
     read_features,
     read_split,
+    unmatched,
 )
 from conform_app.errors import DataError, NoInputError, UsageError
 
@@ -92,6 +93,22 @@ def test_wrong_split(tmp_path, text, words):
         read_split(str(tmp_path / "s.tsv"))
     with pytest.raises(NoInputError):
         read_split(str(tmp_path / "none.tsv"))
+
+
+def test_two_sides_for_one_stimulus(tmp_path):
+    (tmp_path / "s.tsv").write_text("dataset\tstim_id\tsplit\nA\t1\ttest\nA\t1\ttrain\n")
+    with pytest.raises(DataError, match="has 1 of A in test and train"):
+        read_split(str(tmp_path / "s.tsv"))
+
+
+def test_rows_that_fit_nothing_are_told():
+    given = {("a", "x.png"): "test", ("A", "y.png"): "test", ("A", "x.png"): "train"}
+    shown = {"A": {"x.png"}, "B": {"z.png"}}
+    assert unmatched("split", given, shown) == [
+        "--split names the dataset a (1 stimuli), which is not here: here are A, B.",
+        "--split names 2 stimuli of A; 1 of them were not shown, for instance y.png.",
+    ]
+    assert unmatched("aliases", {("A", "x.png"): "w.png"}, shown) == []
 
 
 def test_two_names_for_one_stimulus(tmp_path):

@@ -57,8 +57,10 @@ def run_group(session: Session) -> int:
         for reason in member.reasons:
             level = LOGGER.info if member.merged else LOGGER.warning
             level("%s is %s: %s", member.key, member.status, reason)
-    for text in (*found.gathered.account, *found.gathered.warnings):
+    for text in found.gathered.account:
         LOGGER.info("%s", text)
+    for text in found.gathered.warnings:
+        LOGGER.warning("%s", text)
     work_dir = Path(settings.resources.work_dir or default_work_dir(settings.output_dir)).absolute()
     _remove(settings, found)
     plans = _plans(settings, job, found, work_dir)

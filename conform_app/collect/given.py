@@ -155,7 +155,7 @@ def read_split(path: str) -> dict[tuple[str, str], str]:
     Raises
     ------
     NoInputError, DataError
-        No such file, no such table, or a split that is none.
+        No such file, no such table, a split that is none, or two for one stimulus.
     """
     if path == "auto":
         return {}
@@ -163,7 +163,44 @@ def read_split(path: str) -> dict[tuple[str, str], str]:
     wrong = sorted(set(table["split"]) - set(PHASES))
     if wrong:
         raise DataError(f"{path} has the split {wrong[0]!r}.", f"It may be {', '.join(PHASES)}.")
-    return {(d, s): x for d, s, x in zip(table["dataset"], table["stim_id"], table["split"], strict=True)}
+    found: dict[tuple[str, str], str] = {}
+    for dataset, stim, side in zip(table["dataset"], table["stim_id"], table["split"], strict=True):
+        if found.setdefault((dataset, stim), side) != side:
+            raise DataError(
+                f"{path} has {stim} of {dataset} in {found[dataset, stim]} and {side}.", "Keep one."
+            )
+    return found
+
+
+def unmatched(option: str, given: Mapping[tuple[str, str], str], shown: Mapping[str, set[str]]) -> list[str]:
+    """Say which rows of a table by (dataset, stim_id) fit no trial.
+
+    Parameters
+    ----------
+    option : str
+        That named the table.
+    given : mapping of (dataset, stim_id) to str
+    shown : mapping of dataset to set of str
+        What was shown in the datasets of this call, as their events name it.
+    """
+    by: dict[str, list[str]] = {}
+    for dataset, stim in given:
+        if stim not in shown.get(dataset, ()):
+            by.setdefault(dataset, []).append(stim)
+    said = []
+    for dataset, stims in by.items():
+        n = sum(its == dataset for its, _ in given)
+        if dataset not in shown:
+            said.append(
+                f"--{option} names the dataset {dataset} ({n} stimuli), which is not here: here are "
+                f"{', '.join(shown)}."
+            )
+        else:
+            said.append(
+                f"--{option} names {n} stimuli of {dataset}; {len(stims)} of them were not shown, for "
+                f"instance {stims[0]}."
+            )
+    return said
 
 
 @dataclass(frozen=True)

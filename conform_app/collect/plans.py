@@ -26,6 +26,7 @@ from conform_app.collect.given import (
     read_aliases,
     read_features,
     read_split,
+    unmatched,
 )
 from conform_app.errors import DataError, UsageError
 from conform_app.settings import GroupSettings
@@ -140,10 +141,13 @@ def gather_trials(pool: Pool, settings: GroupSettings) -> Gathered:
     if settings.features is not None:
         out.features = read_features(settings.features)
         check_vectors(settings.features, out.features)
+    shown: dict[str, set[str]] = {}
     for member in pool.members:
         fits = member.fits or member.tables
         if fits:
-            out.frames[member.key] = _frame(member, fits, aliases, given)
+            frame = out.frames[member.key] = _frame(member, fits, aliases, given)
+            shown.setdefault(member.participant.site.name, set()).update(as_shown(frame))
+    out.warnings += unmatched("aliases", aliases, shown) + unmatched("split", given, shown)
     by_site: dict[str, list[Member]] = {}
     for member in pool.members:
         if member.key in out.frames:
@@ -195,6 +199,11 @@ def _frame(
     return pd.concat(parts, ignore_index=True)
 
 
+def as_shown(frame: pd.DataFrame) -> list[str]:
+    """Stimulus of each trial as the events name it."""
+    return [a if a != "n/a" else s for a, s in zip(frame["alias"], frame["stimulus"], strict=True)]
+
+
 def unit_name(fit: FitOutput) -> str:
     """``ses-01_task-x``: the fit's name without what is the same for all."""
     parts = [
@@ -214,8 +223,7 @@ def _add_hashes(name: str, folder: str, frames: Sequence[pd.DataFrame], out: Gat
     found = contents.hashes
     out.movies.update({(name, names[shown]): its for shown, its in contents.frames.items()})
     for frame in frames:
-        shown = [a if a != "n/a" else s for a, s in zip(frame["alias"], frame["stimulus"], strict=True)]
-        frame["sha256"] = [found.get(stim, "n/a") for stim in shown]
+        frame["sha256"] = [found.get(stim, "n/a") for stim in as_shown(frame)]
     if contents.unread:
         out.warnings.append(
             f"{name}: {contents.unread} videos are known by their files only, not by their frames: cuts "
