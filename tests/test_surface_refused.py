@@ -133,7 +133,7 @@ def test_a_hemisphere_under_the_name_of_the_other_is_refused(
 
 
 @pytest.mark.end_to_end
-def test_missing_templates_spheres_and_meshes_have_a_remedy(balls, tmp_path, capsys):
+def test_missing_templates_spheres_and_meshes_have_a_remedy(balls, fslr_home, tmp_path, capsys):
     argv = (
         balls,
         tmp_path / "out",
@@ -153,6 +153,19 @@ def test_missing_templates_spheres_and_meshes_have_a_remedy(balls, tmp_path, cap
     last = capsys.readouterr().err.strip().splitlines()[-1]
     assert "the sphere of fsaverage:den-41k is not in" in last
     assert command in last
+    # spheres alone do not make grayordinates: they would be 64,984 under the name of 91k
+    home = tmp_path / "home"
+    shutil.copytree(fslr_home, home)
+    for path in home.rglob("*nomedialwall*"):
+        path.unlink()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TEMPLATEFLOW_HOME", str(home))
+        assert run(*argv, "fsLR:den-32k") == 0
+        assert "has values like the rest" in capsys.readouterr().out
+        assert run(*argv, "fsLR:den-91k") == 66
+        last = capsys.readouterr().err.strip().splitlines()[-1]
+        assert "fsLR's medial wall, which says what vertices are grayordinates, is not in" in last
+        assert command in last
     assert run(*argv, "fsaverage:den-7k") == 64
     assert "Densities of fsaverage: 3k, 10k, 41k, 164k" in capsys.readouterr().err
     assert run(*argv, "fsaverage:den-10k") == 0  # what nilearn ships is enough

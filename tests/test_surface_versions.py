@@ -117,6 +117,11 @@ def test_spheres_and_masks_left_out_come_from_freesurfers_folder(
     assert "bids:freesurfer:sub-01/surf/lh.sphere.reg" in sources
     assert "bids:freesurfer:sub-01/label/lh.cortex.label" in sources
     assert "bids:fmriprep:sub-01/anat/sub-01_hemi-L_white.surf.gii" in sources
+    # the medial wall of the participant's own mesh is known from there alone
+    unmasked = "has values like the rest"
+    for words, told in ((named, False), ((), True)):
+        assert run(*argv[:-1], "fsnative", *words, "--dry-run") == 0
+        assert (unmasked in capsys.readouterr().out) is told
     # another reconstruction's files are of no use here
     shutil.rmtree(folder)
     other = tmp_path / "other"

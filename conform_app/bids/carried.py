@@ -77,16 +77,9 @@ def plan_surface(fit: Fit, of: str, *, images: Sequence[Any]) -> tuple[SurfacePl
         )
     else:
         halves, coordinates, how = _own_halves(fit, density, warnings)
-        if fit.surfaces.desc == "approx":
-            warnings.append(
-                f"The surfaces of sub-{fit.subject} are approximate (desc-approx in their names): a warped "
-                "group average, not this person's cortex."
-            )
-        if fit.surfaces.to_t1w is None and fit.surfaces.left.white.suffix != ".gii":
-            warnings.append(
-                f"The surfaces in {fit.surfaces.left.white.parent} are taken to lie in T1w space: there is "
-                "no *_from-fsnative_to-T1w_mode-image_xfm.txt among the preprocessed data."
-            )
+    if fit.kind == "cifti" and any(half.wall is None for half in halves):
+        raise templates.missing("fsLR's medial wall, which says what vertices are grayordinates,")
+    warnings += _remarks(fit, halves)
     to_t1w = fit.surfaces.to_t1w if fit.surfaces is not None else None
     to_template = fit.surfaces.to_template if fit.surfaces is not None else None
     subcortex = find_subcortex(fit, images, warnings) if fit.kind == "cifti" else None
@@ -108,11 +101,34 @@ def plan_surface(fit: Fit, of: str, *, images: Sequence[Any]) -> tuple[SurfacePl
     return surface, warnings
 
 
+def _remarks(fit: Fit, halves: Sequence[HemiPlan]) -> list[str]:
+    """What a user has to know of the surfaces."""
+    told = []
+    if fit.surfaces is not None and fit.surfaces.desc == "approx":
+        told.append(
+            f"The surfaces of sub-{fit.subject} are approximate (desc-approx in their names): a warped "
+            "group average, not this person's cortex."
+        )
+    if fit.surfaces is not None and fit.surfaces.to_t1w is None and not halves[0].white.endswith(".gii"):
+        told.append(
+            f"The surfaces in {fit.surfaces.left.white.parent} are taken to lie in T1w space: there is "
+            "no *_from-fsnative_to-T1w_mode-image_xfm.txt among the preprocessed data."
+        )
+    if any(half.cortex is None and half.wall is None for half in halves):
+        told.append(
+            f"No mask tells the cortex of {halves[0].white} from its medial wall, which has values like the "
+            "rest. One would be hemi-L_desc-cortex_mask.label.gii beside it, or lh.cortex.label in a "
+            "FreeSurfer folder named with -d freesurfer=PATH."
+        )
+    return told
+
+
 def _own_halves(fit: Fit, density: str, warnings: list[str]) -> tuple[list[HemiPlan], str, str]:
     """Both hemispheres on the participant's surfaces."""
-    pair = _without_copies(_own_files(fit.surfaces), warnings)
+    pair = _own_files(fit.surfaces)
     if fit.space == "fsnative":
         return [_half(hemi, files, None, None, 0) for hemi, files in pair.items()], "", ""
+    pair = _without_copies(pair, warnings)
     other = {"fsLR": "fsaverage", "fsaverage": "fsLR"}[fit.space]
     order = [name for name in (fit.space, other) if all(name in f.registered for f in pair.values())]
     if not order:

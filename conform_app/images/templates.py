@@ -225,16 +225,17 @@ def _bridge(source: str, target: str, hemi: str) -> tuple[str, str]:
         files = {space: _get(*file, fetch=fetch) for space, file in pair.items()}
         if None not in files.values():
             return files[source], files[target]
-    raise _missing("a pair of spheres that links fsaverage and fsLR")
+    raise missing("a pair of spheres that links fsaverage and fsLR")
 
 
 def _needed(path: str | None, space: str, density: str, suffix: str = "sphere") -> str:
     if path is None:
-        raise _missing(f"the {suffix} of {space}:den-{density}")
+        raise missing(f"the {suffix} of {space}:den-{density}")
     return path
 
 
-def _missing(what: str) -> NoInputError:
+def missing(what: str) -> NoInputError:
+    """The error for a template that is not at hand, with the command that fetches it."""
     return NoInputError(
         f"{what} is not in {templates_home()}, and TemplateFlow's store did not give it.",
         f"On a machine with network: {COMMAND}, and set TEMPLATEFLOW_HOME to its folder.",
