@@ -119,6 +119,7 @@ def test_volumes_are_drawn_and_regions_listed(tmp_path) -> None:
     }
     assert "The first 6 of 8 participants" in figures["encodingown"].caption
     assert "share of the noise ceiling" in figures["encodingregions"].caption
+    assert "low ceilings carry it above 1 or below 0" in figures["encodingregions"].caption
 
 
 def test_without_repeats_there_is_no_ceiling_and_it_is_said(tmp_path) -> None:
@@ -126,6 +127,7 @@ def test_without_repeats_there_is_no_ceiling_and_it_is_said(tmp_path) -> None:
     assert "no noise ceiling" in parts.notes[0]
     assert "encodingceiling" not in {figure.name for figure in parts.figures}
     assert "correlation" in parts.figures[-1].caption
+    assert "ceilings" not in parts.figures[-1].caption
 
 
 def test_queries_are_drawn_and_counted(tmp_path) -> None:

@@ -200,10 +200,16 @@ def _accuracy(data: EncodingData, brain: Brain | None, book: Book) -> Part:
     if (data.metrics["region"] != "all").any():
         shares = data.metrics[data.metrics["metric"] == "ceiling_share"]["mean"].notna().any()
         metric, text = ("ceiling_share", "share of the noise ceiling") if shares else ("r", label)
+        caption = f"The {text} by region, with the largest context; a dot a participant, the bar the mean."
+        if shares:
+            caption += (
+                " A region's share is the mean over its points of r² (with the sign of r) over their ceilings, "
+                "where these are 1 % or more: points with low ceilings carry it above 1 or below 0."
+            )
         book.add(
             part, "encodingregions", figures.regions_figure(data.metrics, metric, text, data.method),
             alt="Accuracy by region",
-            caption=f"The {text} by region, with the largest context; a dot a participant, the bar the mean.",
+            caption=caption,
         )  # fmt: skip
     return part
 
