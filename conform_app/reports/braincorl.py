@@ -203,8 +203,8 @@ def _accuracy(data: EncodingData, brain: Brain | None, book: Book) -> Part:
         caption = f"The {text} by region, with the largest context; a dot a participant, the bar the mean."
         if shares:
             caption += (
-                " A region's share is the mean over its points of r² (with the sign of r) over their ceilings, "
-                "where these are 1 % or more: points with low ceilings carry it above 1 or below 0."
+                " A region's share is the mean over its points of r² (with the sign of r) over their "
+                "ceilings, where these are 1 % or more: points with low ceilings carry it above 1 or below 0."
             )
         book.add(
             part, "encodingregions", figures.regions_figure(data.metrics, metric, text, data.method),
