@@ -6,7 +6,6 @@ Every file is written under a temporary name and renamed; the record, written la
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -19,6 +18,7 @@ from conform_app.bids.plan import FitPlan
 from conform_app.bids.provenance import bids_uri, sidecar, software_versions, write_json, write_tsv
 from conform_app.bids.record import SCHEMA, fingerprint, record_path, withdraw
 from conform_app.bids.registered import write_registration
+from conform_app.bids.runfacts import run_entry, runs_told
 from conform_app.bids.surfaceplan import sidecar_fields
 from conform_app.images import open_run, write_maps
 from conform_app.images.arrays import load_arrays, load_meta, save_arrays
@@ -384,7 +384,7 @@ def _record(
     }
     fit |= {"n_conditions": len(plan.conditions), "n_repeated_conditions": int((repeats > 1).sum())}
     fit["participant"] = plan.participant
-    fit |= {"types": meta["types"], "runs": [_run_entry(plan, number) for number in range(len(plan.runs))]}
+    fit |= {"types": meta["types"], "runs": [run_entry(plan, number) for number in range(len(plan.runs))]}
     choices = {"stim_column": plan.stim_column, "pcnum": meta.get("pcnum"), "fracs": meta.get("fracs", [])}
     choices |= {
         "r2_threshold": meta["r2_threshold"],
@@ -415,7 +415,7 @@ def _record(
         "products": writer.products,
         "impossible": impossible,
         "choices": choices,
-        "account": [*_runs_told(plan), *meta["account"], *psn_meta.get("account", [])],
+        "account": [*runs_told(plan), *meta["account"], *psn_meta.get("account", [])],
         "warnings": list(dict.fromkeys([*plan.warnings, *meta["warnings"]])),
         "curves": curves,
         "repeats": {str(n): int((repeats == n).sum()) for n in sorted(set(repeats.tolist()))},
@@ -423,35 +423,3 @@ def _record(
         "software": software_versions(),
         "plan": {name: value for name, value in asdict(plan).items() if name in ("trials",)},
     }
-
-
-def _runs_told(plan: FitPlan) -> list[str]:
-    """Say what is modelled together, and which button presses are."""
-    said = []
-    if len(plan.tasks) > 1:
-        said.append(
-            f"Runs of the tasks {', '.join(plan.tasks)} are one fit; a stimulus is one in all of them."
-        )
-    presses: Counter[str] = Counter()
-    for run in plan.runs:
-        presses.update({button: len(times) for button, times in run.presses.items()})
-    if presses:
-        listed = ", ".join(f"{button} ({n} times)" for button, n in sorted(presses.items()))
-        said.append(f"Presses of the buttons {listed} are nuisance regressors, by the canonical response.")
-    return said
-
-
-def _run_entry(plan: FitPlan, number: int) -> dict[str, Any]:
-    run = plan.runs[number]
-    entry = {
-        "session": run.session,
-        "run": run.run,
-        "bold": Path(run.bold[0]).name,
-        "n_volumes": run.n_volumes,
-    }
-    if len(plan.tasks) > 1:
-        entry["task"] = run.task
-    entry |= run.further
-    n_trials = int((plan.run_of_trial == number).sum())
-    entry |= {"duration_s": run.n_volumes * plan.tr, "n_trials": n_trials}
-    return entry | {"acquisition": run.acquisition}
