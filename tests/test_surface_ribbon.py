@@ -180,3 +180,13 @@ def test_an_edge_with_three_triangles_is_refused():
     extra = np.array([[*triangles[0, :2], 30]])
     with pytest.raises(DataError, match="more than two triangles"):
         ribbon_weights(inner, outer, np.concatenate([triangles, extra]), SHAPE)
+
+
+def test_vertices_without_triangles_may_fill_a_block(monkeypatch):
+    monkeypatch.setattr(ribbon, "_USED", 1)
+    inner, outer, triangles = shell()
+    expected = ribbon_weights(inner, outer, triangles, SHAPE)
+    alone = np.full((3, 3), -50.0)
+    found = ribbon_weights(np.r_[inner, alone], np.r_[outer, alone], triangles, SHAPE)
+    np.testing.assert_array_equal(found.toarray()[: len(inner)], expected.toarray())
+    assert found[len(inner) :].nnz == 0

@@ -106,7 +106,7 @@ def _blocks(walls: _Walls, points: np.ndarray, shape: tuple[int, int]) -> Iterat
     order = np.argsort(points[:, np.ptp(points, axis=0).argmax()], kind="stable")
     number = np.empty(len(points), np.int64)
     number[order] = np.cumsum(cost[order]) // _USED
-    for block in np.unique(number):
+    for block in np.unique(number[walls.owner]):
         yield number == block
 
 
