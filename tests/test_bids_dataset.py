@@ -99,6 +99,35 @@ def test_collections_and_encoding_models_say_what_they_are(tmp_path, inputs):
     assert "stat-weights" in (models / "README.md").read_text()
 
 
+def test_a_collection_that_grows_says_so(tmp_path, inputs):
+    other = tmp_path / "other"
+    theirs = {"Name": "Other", "License": "CC-BY-4.0", "HowToAcknowledge": "Cite Them."}
+    write_json(other / "dataset_description.json", theirs)
+    sites = {"NSD": tmp_path / "NSD", "BMD": tmp_path / "BMD"}
+    write(sites["NSD"], inputs)
+    write(sites["BMD"], {"raw": other})
+    merged = tmp_path / "merged"
+    for name in ("NSD", "BMD"):  # with other settings, which are no settings of the collection
+        path = write(merged, {name: sites[name]}, kind="group", digest=name)
+    content = json.loads(path.read_text())
+    assert content["Name"] == "CONFORM: collection of NSD, BMD"
+    assert content["License"] == "CC0; CC-BY-4.0"
+    assert content["HowToAcknowledge"].endswith(
+        "The source dataset asks: Cite Us (2020). The source dataset asks: Cite Them."
+    )
+    assert content["DatasetLinks"] == {"NSD": "../NSD", "BMD": "../BMD"}
+    assert "fMRIPrep" in [entry["Name"] for entry in content["GeneratedBy"]]
+    before = path.read_bytes()
+    write(merged, {"NSD": sites["NSD"]}, kind="group", digest="BMD")
+    assert path.read_bytes() == before
+
+
+def test_the_description_of_a_participant_level_stays(tmp_path, inputs):
+    out = tmp_path / "out"
+    before = write(out, inputs).read_bytes()
+    assert write(out, inputs | {"NSD": tmp_path / "NSD"}, kind="group", digest="x").read_bytes() == before
+
+
 def test_containers_and_links(tmp_path, inputs):
     out = tmp_path / "far/away/from/it/out"
     environ = {"APPTAINER_CONTAINER": "/home/someone/conform_1.2.sif"}

@@ -18,7 +18,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from conform_app.bids.description import NAME, describe, merge, readme, real_path
+from conform_app.bids.description import NAME, describe, grown, merge, readme, real_path
 from conform_app.bids.naming import bidsignore, descriptions
 from conform_app.bids.provenance import plain, write_json, write_text, write_tsv
 from conform_app.errors import CannotCreateError, UsageError
@@ -255,7 +255,9 @@ def write_dataset(
         existing = _read_description(output_dir)
         if existing is None:  # removed in between
             continue
-        if not overwrite:
+        if kind == "group":  # a collection holds its participants to one method itself
+            content = grown(existing, content)
+        elif not overwrite:
             _check_hash(output_dir, existing, configuration, configuration_hash)
             content = merge(existing, content)
         if existing != content:

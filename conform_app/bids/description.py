@@ -16,6 +16,7 @@ from typing import Any
 BIDS_VERSION = "1.11.1"
 NAME = "CONFORM"
 _ASKS = "The source dataset asks: "
+_COLLECTION = "collection of "
 _MERGED = "logs/CITATION.md of each dataset merged"
 _CITE = {
     "participant": "Cite the references in logs/CITATION.md.",
@@ -66,7 +67,7 @@ def readme(kind: str) -> str:
 def _title(found: Mapping[str, Mapping[str, Any]], kind: str) -> str:
     """Say in a few words what the dataset is, and of what."""
     if kind == "group":
-        return f"collection of {', '.join(found)}"
+        return _COLLECTION + ", ".join(found)
     named = [d["Name"] for d in (found.get("raw", {}), *found.values()) if d.get("Name")]
     if kind == "encoding":
         return f"encoding models from the {named[0].removeprefix(f'{NAME}: ') if named else 'collection'}"
@@ -111,6 +112,10 @@ def _acknowledge(found: Iterable[Mapping[str, Any]], kind: str) -> str:
         # Of what we wrote ourselves only the sources' wishes are handed on.
         texts = [part.strip() for part in text.split(_ASKS)[1:]] if ours else [text]
         asked |= dict.fromkeys(part for part in texts if part)
+    return _with_wishes(kind, asked)
+
+
+def _with_wishes(kind: str, asked: Iterable[str]) -> str:
     return " ".join([_CITE[kind], *(_ASKS + text for text in asked)])
 
 
@@ -148,6 +153,28 @@ def _link(root: str | Path, output_dir: Path) -> str:
     if common != Path(common.anchor) and relative.count("..") <= 2:
         return Path(relative).as_posix()
     return target.as_uri()
+
+
+def grown(existing: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the new description of a collection with the datasets that earlier calls merged.
+
+    That of a participant level, whose folder the collection shares, stays as it is.
+    """
+    if not str(existing.get("Name", "")).startswith(f"{NAME}: {_COLLECTION}"):
+        return dict(existing)
+    out = dict(new)
+    links = dict(existing.get("DatasetLinks") or {}) | dict(new.get("DatasetLinks") or {})
+    both = (existing, new)
+    licences = dict.fromkeys(word for d in both for word in str(d.get("License") or "").split("; ") if word)
+    wishes = [str(d.get("HowToAcknowledge") or "").split(_ASKS)[1:] for d in both]
+    out["Name"] = f"{NAME}: {_COLLECTION}{', '.join(links)}"
+    out["HowToAcknowledge"] = _with_wishes("group", dict.fromkeys(w.strip() for part in wishes for w in part))
+    own, *_ = new["GeneratedBy"]
+    chains = (entry for d in both for entry in _entries(d, "GeneratedBy")[1:])
+    out["GeneratedBy"] = _distinct([own, *chains])
+    sources = _distinct(entry for d in both for entry in _entries(d, "SourceDatasets"))
+    found = {"License": "; ".join(licences), "SourceDatasets": sources, "DatasetLinks": links}
+    return out | {name: value for name, value in found.items() if value}
 
 
 def merge(existing: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:

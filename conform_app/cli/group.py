@@ -240,18 +240,17 @@ def _memory(found: Survey) -> float:
 
 
 def _describe(settings: Settings) -> None:
-    """Make the folder a dataset, if no participant level has."""
+    """Make the folder a dataset; that of a participant level stays what it is."""
     from conform_app.bids.dataset import write_dataset
 
-    if not (settings.output_dir / "dataset_description.json").exists():
-        write_dataset(
-            settings.output_dir,
-            version=__version__,
-            configuration=settings.altering(),
-            configuration_hash=settings.digest(),
-            inputs={name.removeprefix("conform_"): path for name, path in settings.inputs.derivatives},
-            kind="group",
-        )
+    write_dataset(
+        settings.output_dir,
+        version=__version__,
+        configuration=settings.altering(),
+        configuration_hash=settings.digest(),
+        inputs={name.removeprefix("conform_"): path for name, path in settings.inputs.derivatives},
+        kind="group",
+    )
 
 
 def _finish(session: Session, job: GroupJob, found: Survey) -> None:
