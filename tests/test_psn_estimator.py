@@ -127,6 +127,23 @@ def test_uneven_repeats_are_denoised_including_conditions_shown_once():
     np.testing.assert_allclose(noise[:, 40], data[:, 40] - fit.denoised[:, 40, None])
 
 
+def test_auto_filters_each_condition_for_its_own_number_of_trials():
+    truth, data = simulate(60, 120, 12, noise=1.0)
+    once = np.arange(120) % 3 == 0
+    data[:, once, 1:] = np.nan
+    fit, preset = fit_psn(data, mode="auto"), fit_psn(data, mode="wiener")
+    assert fit.criterion == "wiener"
+    for n_trials, here in ((1, once), (12, ~once)):
+        own = fit.apply(fit.averages[:, here], n_trials=n_trials)
+        np.testing.assert_allclose(fit.denoised[:, here], own, atol=1e-9)
+    # the preset has one filter for all
+    np.testing.assert_allclose(preset.denoised, preset.apply(preset.averages), atol=1e-9)
+    assert error(fit.denoised[:, once], truth[:, once]) < 0.8 * error(
+        preset.denoised[:, once], truth[:, once]
+    )
+    assert error(fit.denoised, truth) < error(preset.denoised, truth)
+
+
 @pytest.mark.parametrize("mode", PRESETS)
 def test_presets_equal_the_published_interface(mode):
     _, data = simulate(24, 60, 3)

@@ -65,7 +65,8 @@ def fit_psn(
         single trial are denoised like the others.
     mode : {"cv", "auto", "standard", "conservative", "aggressive", "compare", "wiener"}, default "cv"
         Sets basis and criterion; the arguments below override it.  "auto" takes the Wiener filter, unless a
-        population cut, unit cuts or a weighted mean of the three are clearly better in cross-validation.
+        population cut, unit cuts or a weighted mean of the three are clearly better in cross-validation; its
+        filter of a condition is that for the condition's own number of trials.
     threshold : {"global", "unit"}, optional
         One cut for the population (multi-voxel level) or one for each unit (single-voxel level).  By default
         units with cross-validation, the population with analytic criteria; "auto" chooses it itself.
@@ -171,6 +172,9 @@ def _fit(
         options = replace(options, **denoiser.options())
     blend = {"wiener": WIENER, "blend": denoiser}.get(options.criterion)
     denoised, k, kept, before = _denoise(mean - m, options, blend, choice, axes, gsn, groups, dense)
+    # where trials of single units are missing, the units' numbers differ, and one filter serves all
+    if denoiser is not None and denoiser.weights[2] > 0 and not pairwise:
+        denoised = _by_trials(denoised, mean - m, usable, denoiser, axes, gsn, dense)
     valid = usable.valid
     denoised += m
     full = denoised
@@ -261,6 +265,23 @@ def _through(
         for out, cov in zip(kept, (gsn.signal_cov, gsn.noise_cov), strict=True):
             out[rows] = dense.variance_along(part.T, cov)
     return denoised, trace, [kept[0], kept[1] / t]
+
+
+def _by_trials(
+    denoised: np.ndarray,
+    z: np.ndarray,
+    usable: Usable,
+    denoiser: Blend,
+    axes: Basis,
+    gsn: GSNResult,
+    dense: Dense,
+) -> np.ndarray:
+    """Averages (n, C) of uneven repeats anew, each through the filter for its own number of trials."""
+    counts = usable.there.sum(axis=1)
+    for count in np.unique(counts[counts != gsn.n_trials]):
+        here = counts == count
+        denoised[:, here] = denoiser.apply(axes.axes, gsn, float(count), z[:, here], dense)
+    return denoised
 
 
 def _gsn(

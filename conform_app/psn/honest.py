@@ -30,7 +30,7 @@ from conform_app.psn.covariance import GSNResult, expected_gain, gsn_complete
 from conform_app.psn.dense import CPU, Dense, release, row_blocks
 from conform_app.psn.intake import Usable
 from conform_app.psn.options import PSNOptions
-from conform_app.psn.result import truncate, wiener, wiener_matrix_of
+from conform_app.psn.result import truncate, wiener_by_trials, wiener_matrix_of
 from conform_app.psn.selection import ordered_basis
 
 _MIN_CONDITIONS = 4  # for axes from other conditions
@@ -130,8 +130,9 @@ def choose_blend(
     for fold in folds:
         b, fit = model_of(fold)
         z, y, _ = crossval.fold_data(usable.x, fold)
-        trials = float(fold.train[fold.test.any(axis=1)].sum(axis=1).mean())
-        filtered = wiener(fit.signal_cov, fit.noise_cov, trials, z, dense).astype(_precision(len(b)))
+        trials = fold.train[fold.test.any(axis=1)].sum(axis=1)
+        filtered = wiener_by_trials(fit.signal_cov, fit.noise_cov, trials, z, dense)
+        filtered = filtered.astype(_precision(len(b)), copy=False)
         del fit  # each array before the next step needs the memory
         total = crossval.add_curves(total, crossval.unit_curves(b, z, y, dense))
         del z, y

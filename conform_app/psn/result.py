@@ -296,6 +296,21 @@ def wiener(
     return dense.product(signal_cov, solve(z))
 
 
+def wiener_by_trials(
+    signal_cov: np.ndarray, noise_cov: np.ndarray, counts: np.ndarray, z: np.ndarray, dense: Dense = CPU
+) -> np.ndarray:
+    """`wiener` of averages (n, m) over `counts` (m,) trials each, whose noise differs by that."""
+    out = None
+    for count in np.unique(counts):
+        here = counts == count
+        part = wiener(signal_cov, noise_cov, float(count), z if here.all() else z[:, here], dense)
+        if here.all():
+            return part
+        out = np.empty(z.shape, part.dtype) if out is None else out
+        out[:, here] = part
+    return out
+
+
 def wiener_matrix_of(signal_cov: np.ndarray, noise_cov: np.ndarray, n_trials: float) -> np.ndarray:
     """A, the covariance of averages over T trials, with 1e-10 of its mean variance added to the diagonal."""
     a = noise_cov / n_trials
