@@ -115,8 +115,10 @@ def _only(walls: _Walls, vertices: np.ndarray) -> _Walls:
     if vertices.all():
         return walls
     use = vertices[walls.owner]
-    kept, face = np.unique(walls.face[use], return_inverse=True)
-    return _Walls(walls.corners[kept], face.ravel(), walls.owner[use], walls.state[use], walls.wall[kept])
+    kept = np.zeros(len(walls.corners), bool)
+    kept[walls.face[use]] = True
+    face = (np.cumsum(kept) - 1)[walls.face[use]]
+    return _Walls(walls.corners[kept], face, walls.owner[use], walls.state[use], walls.wall[kept])
 
 
 def _cut(walls: _Walls, shape: tuple[int, int, int], s: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
