@@ -6,7 +6,7 @@ from bids_skeleton import EVENTS, MNI, Skeleton, put
 
 from conform_app.bids.filters import check_filters, read_filters
 from conform_app.bids.inputs import find_fits
-from conform_app.errors import NoInputError, NothingSelectedError, UsageError
+from conform_app.errors import DataError, NoInputError, NothingSelectedError, UsageError
 
 
 @pytest.fixture
@@ -84,3 +84,15 @@ def test_file(tmp_path):
         read_filters(path)
     with pytest.raises(NoInputError):
         read_filters(tmp_path / "none.json")
+
+
+def test_echoes_without_their_combination_are_no_runs(tmp_path):
+    skeleton = Skeleton(tmp_path / "echoes")
+    skeleton.add_raw(run="1")
+    for echo in (1, 2, 3):
+        skeleton.add_prep(MNI, run="1", more=f"echo-{echo}", confounds=False)
+    with pytest.raises(DataError, match=r"echo-1_.* and .*echo-2_.* are echoes of one recording") as caught:
+        find_fits(bids_dir=skeleton.raw)
+    assert '{"bold": {"echo": 2}}' in caught.value.remedy
+    (fit,) = find_fits(bids_dir=skeleton.raw, filters={"bold": {"echo": 2}})
+    assert [run.entities["echo"] for run in fit.runs] == ["2"]

@@ -214,7 +214,7 @@ def group_runs(
 
 
 def check_numbers(members: Sequence[Candidate]) -> None:
-    """Refuse runs whose names differ by zeros before a number alone: one recording, preprocessed twice.
+    """Refuse runs that are one recording: names that differ by zeros before a number, or the echo, alone.
 
     Raises
     ------
@@ -226,25 +226,31 @@ def check_numbers(members: Sequence[Candidate]) -> None:
         place = tuple(
             (name, int(label) if name in INDEX_ENTITIES and label.isdecimal() else label)
             for name, label in sorted(candidate.run.items())
+            if name != "echo"
         )
         other = seen.setdefault(place, candidate)
-        if other is not candidate:
+        if other is candidate:
+            continue
+        if other.run.get("echo") != candidate.run.get("echo"):
             raise DataError(
-                f"{other.files[0].path} and {candidate.files[0].path.name} are one run by their numbers.",
-                "Remove the one that an earlier preprocessing left behind.",
+                f"{other.files[0].path} and {candidate.files[0].path.name} are echoes of one recording.",
+                'Combine them before, or choose one: --bids-filter-file with {"bold": {"echo": 2}}.',
             )
+        raise DataError(
+            f"{other.files[0].path} and {candidate.files[0].path.name} are one run by their numbers.",
+            "Remove the one that an earlier preprocessing left behind.",
+        )
 
 
 def _tell_variants(members: Sequence[Candidate], warnings: list[str]) -> None:
     """Say when runs differ in a way that may mean one recording twice."""
-    for entity in ("reconstruction", "echo"):
-        labels = {c.run.get(entity) for c in members}
-        if len(labels) > 1:
-            listed = ", ".join(sorted(label or "none" for label in labels))
-            warnings.append(
-                f"Runs with {entity} {listed} are modelled together; choose one with --bids-filter-file if "
-                "they are versions of the same recording."
-            )
+    labels = {c.run.get("reconstruction") for c in members}
+    if len(labels) > 1:
+        listed = ", ".join(sorted(label or "none" for label in labels))
+        warnings.append(
+            f"Runs with reconstruction {listed} are modelled together; choose one with --bids-filter-file if "
+            "they are versions of the same recording."
+        )
 
 
 def listed(keys: Iterable[SpaceKey]) -> str:
