@@ -257,6 +257,16 @@ def test_somebody_without_usable_vertices_does_not_keep_the_others(tmp_path, lea
     refused(job, DataError, 65, words)
 
 
+def test_somebody_without_denoised_averages_does_not_keep_the_others(tmp_path) -> None:
+    collection = make_collection(tmp_path, averages=True)
+    add_without_repeats(collection)  # nothing repeats: there was no PSN
+    plan = plan_encoding(make_job(tmp_path, encode_betas="psn"))
+    assert {target.key for target in plan.targets} == {"sub-01_ONE", "sub-02_ONE", "sub-01_TWO"}
+    (note,) = [note for note in plan.notes if "sub-03_TWO" in note]
+    assert "no denoised averages" in note
+    assert "sub-03_TWO" in plan_encoding(make_job(tmp_path)).people
+
+
 def test_maps_need_an_image_on_the_grid(root) -> None:
     from dataclasses import replace
 

@@ -31,7 +31,7 @@ from conform_app.encode.given import (
 )
 from conform_app.encode.pieces import pieces_of
 from conform_app.encode.sharing import ALIGNED, alignment_notes, shared_counts, usable
-from conform_app.encode.usable import usable_vertices
+from conform_app.encode.usable import check_usable
 from conform_app.errors import DataError, NoInputError, UsageError
 from conform_app.settings import EncodeSettings
 
@@ -170,7 +170,7 @@ def plan_encoding(job: EncodeJob) -> EncodePlan:
         raise NoInputError(f"The collection {job.store} is not sealed.", "Run the group level to its end.")
     everybody = {key: _person(collection, key) for key in collection.keys}
     check_labels(everybody)
-    without = _without_vertices(collection, job.settings.encode_min_ceiling)
+    without = _unusable(collection, job.settings)
     people = {
         key: person
         for key, person in everybody.items()
@@ -222,12 +222,12 @@ def _earlier(job: EncodeJob, plan: EncodePlan, inputs: dict[str, str], collectio
     return earlier_models(job.root, collection.space, [k for k in collection.keys if k not in wanted], same)
 
 
-def _without_vertices(collection: Any, least: float) -> dict[str, DataError]:
-    """Participants that no vertex can be modelled of, and why."""
+def _unusable(collection: Any, settings: EncodeSettings) -> dict[str, DataError]:
+    """Participants that nothing can be modelled of, and why."""
     found = {}
     for key in collection.keys:
         try:
-            usable_vertices(collection, key, least)
+            check_usable(collection, key, settings.encode_min_ceiling, settings.encode_betas)
         except DataError as error:
             found[key] = error
     return found

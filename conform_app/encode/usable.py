@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Vertices of a participant that can be modelled: with a value in every trial, and the ceiling asked for."""
+"""Who can be modelled: vertices with a value in every trial and the ceiling asked for, and the responses."""
 
 from __future__ import annotations
 
@@ -46,3 +46,26 @@ def usable_vertices(collection: Any, key: str, least: float) -> np.ndarray:
             "Lower --encode-min-ceiling." if least else "Leave this participant out.",
         )
     return found
+
+
+def check_usable(collection: Any, key: str, least: float, betas: str) -> None:
+    """Refuse a participant without a vertex to model, or without the responses asked for.
+
+    Parameters
+    ----------
+    collection : Collection
+    key : str
+    least : float
+        As for `usable_vertices`.
+    betas : {"mean", "psn"}
+
+    Raises
+    ------
+    DataError
+    """
+    usable_vertices(collection, key, least)
+    if betas == "psn" and collection.record(key).get("averages") is None:
+        raise DataError(
+            f"{key} has no denoised averages in the collection.",
+            "Run the participant level with PSN, or leave out --encode-betas psn.",
+        )
