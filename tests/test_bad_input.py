@@ -185,6 +185,19 @@ def test_volumes_taken_away_by_preprocessing_are_told(dataset, capsys):
     assert not [line for line in warned(dataset, capsys) if "before preprocessing" in line]
 
 
+def test_volumes_before_the_steady_state_are_told(dataset, capsys):
+    path = sorted(dataset.rglob("*confounds_timeseries.tsv"))[0]
+    head, *rows = path.read_text().splitlines()
+    marks = [f"{row}\t{float(n == 0)}\t{float(n == 1)}" for n, row in enumerate(rows)]
+    names = "\t".join(f"non_steady_state_outlier0{n}" for n in (0, 1))
+    path.write_text("\n".join([f"{head}\t{names}", *marks]) + "\n")
+    said = "1 of 2 runs begin before the steady state (2 volumes of sub-01 task-x run-1)"
+    for options in ((), ("--confounds", "motion6")):
+        assert any(said in line for line in warned(dataset, capsys, *options))
+    modelled = ("--confounds", "motion6", "non_steady_state_outlier*")
+    assert not any("before the steady state" in line for line in warned(dataset, capsys, *modelled))
+
+
 def test_numbers_written_in_two_ways_are_told(dataset, capsys):
     first, second = sorted(dataset.rglob("*_events.tsv"))
     first.write_text(first.read_text().replace("face", "12"))

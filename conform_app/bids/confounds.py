@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 MOTION = ("trans_x", "trans_y", "trans_z", "rot_x", "rot_y", "rot_z")
+UNSTEADY = "non_steady_state_outlier"
+"""Columns with which fMRIPrep marks the first volumes where the signal is not in its steady state."""
 SHOWN = 40
 """Columns that an error lists; preprocessing may write hundreds."""
 _DERIVED = re.compile(r"^(?P<base>(?:trans|rot)_[xyz])(?P<diff>_derivative1)?(?P<square>_power2)?$")
@@ -88,6 +90,16 @@ def select_of_runs(
     ]
     warnings += [text for run in found for text in run.warnings]
     return [run.values for run in found], warnings
+
+
+def unsteady_volumes(path: Path) -> int:
+    """Number of volumes before the steady state, as the columns' names tell; 0 where they cannot be read."""
+    try:
+        with Path(path).open(encoding="utf-8-sig") as file:
+            names = file.readline().rstrip("\r\n").split("\t")
+    except (OSError, UnicodeDecodeError):
+        return 0
+    return sum(name.startswith(UNSTEADY) for name in names)
 
 
 def read_confounds(path: Path, spec: str | Iterable[str], n_volumes: int) -> Confounds:

@@ -12,6 +12,7 @@ step that carries volumes to a surface may need more (`conform_app.bids.carrycos
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from conform_app.bids.acquisition import describe_participant, describe_run, raw
 from conform_app.bids.atlas import with_atlas
 from conform_app.bids.carried import plan_surface
 from conform_app.bids.carrycost import points_fitted, surface_memory
+from conform_app.bids.confounds import UNSTEADY, unsteady_volumes
 from conform_app.bids.inputs import Fit, RunInput
 from conform_app.bids.naming import RUN_ENTITIES
 from conform_app.bids.plan import FitPlan, RunPlan, load_confounds
@@ -71,6 +73,7 @@ def make_plan(fit: Fit, events: EventSettings, model: ModelSettings, *, roots: M
                 "the sidecar is used."
             )
     starts, told = _start_times(fit)
+    told += _unsteady(fit, model)
     told += _trimmed(fit, [image.n_volumes for image in images], starts, tr)
     table = build_trials(fit, events, [image.n_volumes * tr for image in images])
     with_confounds = model.confounds not in ((), ("none",))
@@ -157,6 +160,21 @@ def _start_times(fit: Fit) -> tuple[list[float], list[str]]:
             )
         starts.append(float(start or 0.0))
     return starts, list(dict.fromkeys(warnings))
+
+
+def _unsteady(fit: Fit, model: ModelSettings) -> list[str]:
+    """Say so when bright first volumes are in the data and not in the model."""
+    if any(fnmatchcase(f"{UNSTEADY}00", item) for item in model.confounds):
+        return []
+    found = [(run, unsteady_volumes(run.confounds)) for run in fit.runs if run.confounds is not None]
+    found = [(run, n) for run, n in found if n]
+    if not found:
+        return []
+    run, n = found[0]
+    return [
+        f"{len(found)} of {len(fit.runs)} runs begin before the steady state ({n} volumes of {run.label}); "
+        f"they are fitted as they are, --confounds '{UNSTEADY}*' models them."
+    ]
 
 
 def _trimmed(fit: Fit, lengths: Sequence[int], starts: Sequence[float], tr: float) -> list[str]:
