@@ -23,6 +23,8 @@ COLUMNS = (
     "carried from",
 )
 
+MOST_LABELS = 8
+
 
 def list_fits(plans: Sequence[FitPlan]) -> str:
     """Return a table of the fits, and below it what is worth knowing before they are run."""
@@ -37,6 +39,13 @@ def list_fits(plans: Sequence[FitPlan]) -> str:
     return "\n".join(lines)
 
 
+def _sessions(labels: Sequence[str]) -> str:
+    """All labels, or the first and the last of many."""
+    if len(labels) > MOST_LABELS:
+        return f"{len(labels)} ({labels[0]} to {labels[-1]})"
+    return ",".join(labels) or "-"
+
+
 def _row(plan: FitPlan) -> tuple[str, ...]:
     repeats = plan.n_repeats
     span = f"{repeats.min()}" if repeats.min() == repeats.max() else f"{repeats.min()}-{repeats.max()}"
@@ -45,8 +54,8 @@ def _row(plan: FitPlan) -> tuple[str, ...]:
     space = plan.space + (f":res-{plan.res}" if plan.res else "") + (f":den-{plan.den}" if plan.den else "")
     return (
         plan.subject,
-        ",".join(plan.sessions) or "-",
-        plan.task,
+        _sessions(plan.sessions),
+        plan.task + (f" acq-{plan.entities['acq']}" if "acq" in plan.entities else ""),
         space,
         str(len(plan.runs)),
         str(plan.n_trials),
