@@ -148,3 +148,15 @@ def test_order_of_axes_by_measured_signal():
     signal = whole.gsn.signal_cov.diagonal()[order[1]]
     assert (np.diff(signal[:4]) < 0).all()
     np.testing.assert_array_equal(order[1][:3], order[0][:3])
+
+
+@pytest.mark.parametrize("fit", [fit_gsn, fit_psn])
+def test_what_is_masked_is_missing(fit):
+    _, data = simulate(20, 15, 3)
+    hidden = np.zeros(data.shape, bool)
+    hidden[:, 4, 2] = True
+    told, meant = fit(np.ma.array(data, mask=hidden)), fit(np.where(hidden, np.nan, data))
+    np.testing.assert_array_equal(
+        told.signal_cov if fit is fit_gsn else told.denoised,
+        meant.signal_cov if fit is fit_gsn else meant.denoised,
+    )

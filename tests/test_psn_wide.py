@@ -184,6 +184,7 @@ def test_what_cannot_be_done_is_refused():
         {"mode": "compare"},
         {"mode": "auto"},
         {"threshold": "unit"},
+        {"uneven": "missing"},
         {"device": "x"},
     ):
         with pytest.raises(UsageError):

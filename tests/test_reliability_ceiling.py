@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from conform_app.errors import DataError, UsageError
-from conform_app.reliability import ncsnr, noise_ceiling, variance_components
+from conform_app.reliability import arrange_repeats, ncsnr, noise_ceiling, variance_components
 
 FIXTURE = Path(__file__).parent / "data" / "reliability" / "noiseceiling.npz"
 
@@ -79,6 +79,19 @@ def test_infinity_counts_as_missing_and_integers_are_taken():
     as_inf[0, 1, 2] = np.inf
     np.testing.assert_array_equal(ncsnr(with_hole), ncsnr(as_inf))
     np.testing.assert_array_equal(ncsnr(betas)[1], ncsnr(with_hole)[1])
+
+
+def test_what_is_masked_is_missing():
+    betas = np.arange(24).reshape(2, 4, 3) ** 2
+    hidden = np.zeros(betas.shape, bool)
+    hidden[0, 1, 2] = True
+    with_hole = np.where(hidden, np.nan, betas)
+    np.testing.assert_array_equal(ncsnr(np.ma.array(betas, mask=hidden)), ncsnr(with_hole))
+    flat, condition = (
+        np.ma.array(betas.reshape(2, 12), mask=hidden.reshape(2, 12)),
+        np.repeat(np.arange(4), 3),
+    )
+    np.testing.assert_array_equal(arrange_repeats(flat, condition), with_hole)
 
 
 def test_components_add_up():

@@ -74,6 +74,8 @@ def usable_data(data: np.ndarray, *, keep_partial: bool = False, keep_all: bool 
 
 def as_responses(data: np.ndarray) -> np.ndarray:
     """Check that data are real numbers, units x conditions x trials, with at least two trials."""
+    if np.ma.isMaskedArray(data):  # what is masked is missing
+        data = data.astype(np.result_type(data.dtype, np.float32)).filled(np.nan)
     data = np.asarray(data)
     if data.ndim != 3:
         raise DataError(

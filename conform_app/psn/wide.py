@@ -184,7 +184,7 @@ def fit_wide(
     device : {"cpu", "cuda", "auto"}, default "cpu"
         Where covariances are decomposed; the pass over the units runs on the CPU.
     **options
-        Others of :func:`conform_app.psn.fit_psn`, but for the level, groups and a basis.
+        Others of :func:`conform_app.psn.fit_psn`, but for the level, groups, a basis and `uneven`.
 
     Returns
     -------
@@ -252,6 +252,8 @@ def fit_sample_space(data: np.ndarray, *, mode: str = "wiener", **options) -> Wi
 
 def _refuse(mode: str, shrink: bool, options: dict) -> None:
     wrong = {"threshold", "unit_groups", "gsn", "pooling"} & set(options)
+    if options.get("uneven", "fast") != "fast":
+        wrong.add("uneven")
     if wrong or mode == "auto" or not isinstance(options.get("basis", ""), str):
         raise UsageError(
             f"In the span of the trials there is no {', '.join(sorted(wrong)) or mode}.",

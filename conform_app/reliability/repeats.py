@@ -68,7 +68,7 @@ def arrange_repeats(
     DataError
         If the shapes do not agree or an index is out of range.
     """
-    betas = np.asarray(betas)
+    betas = _filled(betas)
     condition = _as_index(condition)
     if betas.ndim != 2 or betas.shape[1] != condition.size:
         raise DataError(
@@ -96,9 +96,9 @@ def arrange_repeats(
 def as_repeats(betas: np.ndarray) -> np.ndarray:
     """Check betas ``(n_voxels, n_conditions, n_repeats)`` and return them with infinities turned to NaN.
 
-    The dtype of float32 and float64 input is kept; anything else becomes float64.
+    The dtype of float32 and float64 input is kept; anything else becomes float64.  What is masked is missing.
     """
-    betas = np.asarray(betas)
+    betas = _filled(betas)
     if betas.ndim != 3:
         raise DataError(
             f"Betas have {betas.ndim} dimensions instead of 3.",
@@ -111,6 +111,13 @@ def as_repeats(betas: np.ndarray) -> np.ndarray:
     if np.isinf(betas).any():
         betas = np.where(np.isinf(betas), np.nan, betas)
     return betas
+
+
+def _filled(betas: np.ndarray) -> np.ndarray:
+    """As an array without mask: NaN where it was."""
+    if np.ma.isMaskedArray(betas):
+        return betas.astype(np.result_type(betas.dtype, np.float32)).filled(np.nan)
+    return np.asarray(betas)
 
 
 def _as_index(condition: np.ndarray) -> np.ndarray:
