@@ -282,24 +282,6 @@ def test_a_mixture_of_settings_is_said(made, root, job, tmp_path) -> None:
     )
 
 
-def test_models_of_an_earlier_collection_are_told(made, root, job, tmp_path) -> None:
-    """A call for one participant: the models of the others are not what it would make, or they are."""
-    from dataclasses import replace
-
-    shutil.copytree(root / "group", tmp_path / "group")
-    store = str(tmp_path / "group" / "store.zarr")
-    settings = replace(job.settings, encode_target=(KEY,))
-    one = replace(job, output_dir=str(tmp_path), store=store, settings=settings)
-    assert not [note for note in plan_encoding(one).notes if "earlier call" in note]
-    collection = Collection.open(store)
-    collection.remove("sub-02_ONE")
-    collection.seal()
-    notes = plan_encoding(one).notes
-    assert [
-        note for note in notes if note.startswith("sub-01_ONE: models of an earlier call, made from other")
-    ]
-
-
 def test_models_of_somebody_taken_out_of_the_collection_go(made, root, job, tmp_path) -> None:
     from dataclasses import replace
 
