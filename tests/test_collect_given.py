@@ -12,6 +12,7 @@ from conform_app.collect.given import (
     read_features,
     read_split,
     unmatched,
+    without_features,
 )
 from conform_app.errors import DataError, NoInputError, UsageError
 
@@ -109,6 +110,14 @@ def test_rows_that_fit_nothing_are_told():
         "--split names 2 stimuli of A; 1 of them were not shown, for instance y.png.",
     ]
     assert unmatched("aliases", {("A", "x.png"): "w.png"}, shown) == []
+
+
+def test_stimuli_without_features_are_told():
+    given = {"A/x.png": np.ones(2), "y.png": np.ones(2), "known.png": np.ones(2)}
+    shown = {"A": {("x.png", "x.png"), ("y.png", "y.png"), ("z.png", "known.png")}}
+    assert without_features("f.npz", given, shown) == []
+    [told] = without_features("in/f.npz", given, shown | {"B": {("x.png", "x.png"), ("y.png", "y.png")}})
+    assert told.startswith("1 of 2 stimuli of B have no features in f.npz, for instance x.png, so that")
 
 
 def test_two_names_for_one_stimulus(tmp_path):

@@ -203,6 +203,31 @@ def unmatched(option: str, given: Mapping[tuple[str, str], str], shown: Mapping[
     return said
 
 
+def without_features(
+    path: str | Path, given: Mapping[str, np.ndarray], shown: Mapping[str, set[tuple[str, str]]]
+) -> list[str]:
+    """Say which datasets' stimuli have no features, so that near-duplicates of theirs are not found.
+
+    Parameters
+    ----------
+    path : path
+        Of the features.
+    given : mapping of str to ndarray
+        By stimulus, by the name that the events give it, or ``DATASET/name``.
+    shown : mapping of dataset to set of (name in the events, stimulus)
+    """
+    said = []
+    for dataset, pairs in shown.items():
+        lacking = sorted(a for a, s in pairs if not {a, s, f"{dataset}/{a}"} & given.keys())
+        if lacking:
+            said.append(
+                f"{len(lacking)} of {len(pairs)} stimuli of {dataset} have no features in {Path(path).name}, "
+                f"for instance {lacking[0]}, so that their near-duplicates are not found: features go by the "
+                "names in the events, or by DATASET/name."
+            )
+    return said
+
+
 @dataclass(frozen=True)
 class Contents:
     """What is in the files of a dataset's stimuli.

@@ -27,6 +27,7 @@ from conform_app.collect.given import (
     read_features,
     read_split,
     unmatched,
+    without_features,
 )
 from conform_app.errors import DataError, UsageError
 from conform_app.settings import GroupSettings
@@ -142,12 +143,18 @@ def gather_trials(pool: Pool, settings: GroupSettings) -> Gathered:
         out.features = read_features(settings.features)
         check_vectors(settings.features, out.features)
     shown: dict[str, set[str]] = {}
+    stimuli: dict[str, set[tuple[str, str]]] = {}
     for member in pool.members:
         fits = member.fits or member.tables
         if fits:
             frame = out.frames[member.key] = _frame(member, fits, aliases, given)
-            shown.setdefault(member.participant.site.name, set()).update(as_shown(frame))
+            names = as_shown(frame)
+            shown.setdefault(member.participant.site.name, set()).update(names)
+            pairs = zip(names, frame["stimulus"], strict=True)
+            stimuli.setdefault(member.participant.site.name, set()).update(pairs)
     out.warnings += unmatched("aliases", aliases, shown) + unmatched("split", given, shown)
+    if settings.features is not None:
+        out.warnings += without_features(settings.features, out.features, stimuli)
     by_site: dict[str, list[Member]] = {}
     for member in pool.members:
         if member.key in out.frames:
