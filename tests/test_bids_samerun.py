@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 from small_dataset import make_dataset
 
+from conform_app.bids.outputs import FitOutput, Site
 from conform_app.cli import main
 
 pytestmark = pytest.mark.end_to_end
@@ -64,6 +65,13 @@ def test_directions_that_all_runs_share_are_not_in_names(tmp_path):
     func = tmp_path / "out" / "sub-01" / "func"
     assert (func / "sub-01_task-x_run-1_desc-glmsingle_design.tsv").is_file()
     assert "direction" not in (func / "sub-01_task-x_trials.tsv").read_text().splitlines()[0]
+
+
+def test_a_collection_tells_runs_apart_as_the_trial_table_does(tmp_path):
+    rows = ["stim_id\trun\tdirection\tonset", "a\t1\tAP\t0", "b\t1\tPA\t0", "c\tn/a\tPA\t9", "d\t2\tn/a\t9"]
+    (tmp_path / "trials.tsv").write_text("\n".join(rows) + "\n")
+    fit = FitOutput(Site("x", tmp_path, {}), {"products": {"trials": ["trials.tsv"]}})
+    assert fit.trials()["run"].tolist() == ["dir-AP_1", "dir-PA_1", "dir-PA", "2"]
 
 
 @pytest.fixture

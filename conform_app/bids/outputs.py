@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from conform_app.bids.description import NAME
 from conform_app.bids.layout import natural
+from conform_app.bids.naming import RUN_ENTITIES
 from conform_app.bids.record import SCHEMA
 from conform_app.bids.spaces import SpaceKey
 from conform_app.errors import ConformError, FileFaultError, UsageError
@@ -102,7 +103,7 @@ class FitOutput:
         return [self.site.root / name for name in self.record.get("products", {}).get(key) or []]
 
     def trials(self) -> pd.DataFrame:
-        """The trial table, all columns as text.
+        """The trial table, all columns as text; runs are named by all that tells them apart (``dir-AP_1``).
 
         Raises
         ------
@@ -126,6 +127,16 @@ class FitOutput:
             raise FileFaultError(
                 f"{files[0]} has no column {missing[0]!r}.", "Run the participant level again."
             )
+        for name, short in RUN_ENTITIES.items():
+            if name in table:
+                table["run"] = [
+                    run
+                    if label == "n/a"
+                    else f"{short}-{label}"
+                    if run == "n/a"
+                    else f"{short}-{label}_{run}"
+                    for label, run in zip(table[name], table["run"], strict=True)
+                ]
         return table
 
 

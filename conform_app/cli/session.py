@@ -163,8 +163,6 @@ def conclude(session: Session, n_done: int) -> int:
         for note in notes:
             named = note["fit"] or (f"sub-{note['subject']}" if note["subject"] else "")
             LOGGER.error("%s", f"{named}: {note['message']} {note['remedy']}".removeprefix(": "))
-        error = RunFailed(
-            f"{len(notes)} fits failed, {n_done} are complete.", "The lines above and the reports say why."
-        )
+        error = RunFailed(f"{len(notes)} fits failed, {n_done} are complete.", "The lines above say why.")
     error.exit_code = code
     raise error

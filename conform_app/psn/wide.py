@@ -53,7 +53,7 @@ class WideFit:
         The fit of the coordinates of the span, or of the valid units where they are no more than the trials.
     weights : ndarray, (q, n_conditions), or None
         Denoised minus means is the q centred trials times these.
-    noise_axes, noise_axis_var : ndarray, (n_valid, k) float32 and (k,)
+    noise_axes, noise_axis_var : ndarray, (n_valid, k) float32 and (k,) float64
         Leading eigenvectors and -values of the covariance of single-trial noise.
     estimator : str
         What this is, in words.
