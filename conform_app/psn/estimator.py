@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import functools
 import warnings
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -157,15 +158,9 @@ def _fit(
             f"allowable_thresholds exceed the {n_axes} dimensions of the basis.", "Give smaller ones."
         )
     groups = None if options.groups is None else options.groups[usable.valid]
-    choice, denoiser = None, None
     # Covariances and axes of all trials, when they are first needed: with the folds gone.
     basis = functools.cache(lambda: ordered_basis(options, estimate.gsn(), mean, usable, dense))
-    if options.criterion == "auto" or (options.criterion == "cv" and not options.forced):
-        name = "choose_blend" if options.criterion == "auto" else "choose_cut"
-        if pairwise:
-            choice = getattr(gaps, name)(usable, estimate.gsn(), basis(), options, groups, dense)
-        else:
-            choice = getattr(honest, name)(usable, estimate, basis, options, groups, dense)
+    choice, denoiser = _choose(usable, estimate, basis, options, groups, pairwise, dense), None
     gsn, axes = estimate.gsn(), basis()
     if options.criterion == "auto":
         denoiser = Blend(choice.weights, choice.population, choice.units)
@@ -208,6 +203,24 @@ def _fit(
         blend=denoiser if options.criterion == "blend" else None,
         candidate_errors={} if choice is None else choice.errors,
     )
+
+
+def _choose(
+    usable: Usable,
+    estimate: AllTrials,
+    basis: Callable[[], Basis],
+    options: PSNOptions,
+    groups: np.ndarray | None,
+    pairwise: bool,
+    dense: Dense,
+) -> honest.Choice | None:
+    """What cross-validation chooses; None where the choice is analytic or forced."""
+    if options.criterion != "auto" and (options.criterion != "cv" or options.forced):
+        return None
+    name = "choose_blend" if options.criterion == "auto" else "choose_cut"
+    if pairwise:
+        return getattr(gaps, name)(usable, estimate.gsn(), basis(), options, groups, dense)
+    return getattr(honest, name)(usable, estimate, basis, options, groups, dense)
 
 
 def _denoise(
