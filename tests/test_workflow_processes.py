@@ -79,7 +79,8 @@ def test_a_stopped_run_ends_at_once_and_leaves_no_process(data, tmp_path, name, 
         text=True,
         start_new_session=True,
         env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))},
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        # who runs the tests may ignore it (nohup, a background job), and what is ignored stays so
+        preexec_fn=lambda: signal.signal(getattr(signal, name), signal.SIG_DFL),
     )
     try:
         for _ in range(nprocs):
