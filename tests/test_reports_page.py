@@ -171,6 +171,20 @@ def test_page_holds_every_section_with_figures_that_exist(tmp_path, record):
     assert "1.2.3" in page.words
 
 
+@pytest.mark.parametrize(
+    ("kind", "of", "word"),
+    [
+        ("gifti", "timeseries", "vertices"),
+        ("cifti", "timeseries", "grayordinates"),
+        ("gifti", "betas", "voxels"),
+    ],
+)
+def test_points_have_their_name_in_what_was_done(tmp_path, record, kind, of, word):
+    told = record | {"products": {}, "surface": {"of": of}, "fit": record["fit"] | {"kind": kind}}
+    words = Page(build_report(tmp_path, "sub-01", records=[told])).words
+    assert f"All {word} were fitted" in words
+
+
 def test_nothing_is_left_beside_the_page_and_its_figures(tmp_path, record):
     build_report(tmp_path, "01", records=[record])
     names = [p.name for p in tmp_path.rglob("*") if p.is_file()]

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from conform_app.images.files import out_of_space
 from conform_app.reports import denoising, sections
 from conform_app.reports.citations import markdown_to_html, read_bibliography
 from conform_app.reports.cortex import cortex
+from conform_app.reports.facts import unit_names
 from conform_app.reports.products import FigureBook, Products, Section
 from conform_app.reports.rendering import render, replace_text
 from conform_app.reports.style import figure_style
@@ -124,7 +126,7 @@ def _view(
         title=_title(products.fit),
         summary=_summary(products),
         tiles=_tiles(products),
-        account=[str(s) for s in record.get("account") or []],
+        account=_account(record),
         warnings=warnings,
         runs=[
             (
@@ -195,7 +197,16 @@ def _title(fit: dict[str, Any]) -> str:
 
 
 def _unit(fit: dict[str, Any]) -> str:
-    return {"gifti": "vertices", "cifti": "grayordinates"}.get(str(fit.get("kind")), "voxels")
+    return unit_names([{"fit": fit}])[1]
+
+
+def _account(record: dict[str, Any]) -> list[str]:
+    """What was done.  Methods call every point a voxel; here it has its name, unless volumes were fitted."""
+    told = [str(sentence) for sentence in record.get("account") or []]
+    if (record.get("surface") or {}).get("of") == "betas":
+        return told
+    one, many = unit_names([{"fit": record.get("fit") or {}}])
+    return [re.sub(r"\bvoxel(s?)\b", lambda found: many if found[1] else one, s) for s in told]
 
 
 def _summary(products: Products) -> str:
