@@ -9,7 +9,8 @@ import numpy as np
 import pandas as pd
 
 from conform_app.braincorl import unit_norm
-from conform_app.encode.job import EncodeJob
+from conform_app.encode.job import EncodeJob, plan_encoding, write_job
+from conform_app.encode.seal import describe_dataset, prepare_step, target_step
 from conform_app.images import Grid, write_maps
 from conform_app.mosaic import Collection
 from conform_app.mosaic.normalise import FitUnit
@@ -97,3 +98,15 @@ def edit_features(root: Path, change) -> None:
         names, values = archive["names"], archive["values"].copy()
     names, values = change(names, values)
     np.savez(root / "features.npz", names=names, values=values)
+
+
+def take_steps(job, root: Path):
+    """All steps but the last, as the workflow takes them; the plan, and the file that the last one reads."""
+    plan = plan_encoding(job)
+    describe_dataset(job, {"a": 1}, "abcd", overwrite=False)
+    job_file = write_job(job, plan, root / "work")
+    for key in plan.people:
+        prepare_step(job_file, key)
+    for target in plan.targets:
+        target_step(job_file, target.key, root / "work" / target.key)
+    return plan, job_file

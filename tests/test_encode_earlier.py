@@ -6,10 +6,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from encode_cases import make_collection, make_job
+from encode_cases import make_collection, make_job, take_steps
 
-from conform_app.encode.job import plan_encoding, write_job
-from conform_app.encode.seal import describe_dataset, prepare_step, target_step
+from conform_app.encode.job import plan_encoding
 from conform_app.mosaic import Collection
 
 pytest.importorskip("zarr")
@@ -23,13 +22,7 @@ def notes_of(job) -> list[str]:
 def test_models_that_this_call_would_make_otherwise_are_told(tmp_path) -> None:
     make_collection(tmp_path)
     job = make_job(tmp_path, encode_context=(10,), encode_repeats=1)
-    plan = plan_encoding(job)
-    describe_dataset(job, {"a": 1}, "abcd", overwrite=False)
-    job_file = write_job(job, plan, tmp_path / "work")
-    for key in plan.people:
-        prepare_step(job_file, key)
-    for target in plan.targets:
-        target_step(job_file, target.key, tmp_path / "work" / target.key)
+    take_steps(job, tmp_path)
     one = replace(job, settings=replace(job.settings, encode_target=(KEY,)))
     assert notes_of(one) == []
     other = replace(one, settings=replace(one.settings, encode_context=(20,)))

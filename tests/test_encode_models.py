@@ -13,11 +13,11 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
-from encode_cases import HALF, N_TEST, N_TRAIN, E, V, make_collection, make_job
+from encode_cases import HALF, N_TEST, N_TRAIN, E, V, make_collection, make_job, take_steps
 
 from conform_app.braincorl import Prior, fit_ridge, from_collection
 from conform_app.encode.job import listing, methods_of, plan_encoding, write_job
-from conform_app.encode.seal import describe_dataset, prepare_step, seal_encoding, target_step
+from conform_app.encode.seal import prepare_step, seal_encoding, target_step
 from conform_app.errors import CannotCreateError, DataError
 from conform_app.images import Grid, write_maps
 from conform_app.mosaic import Collection
@@ -29,13 +29,7 @@ SPACE = "space-fsaverage_den-10k"
 
 def run(job, root: Path):
     """All steps, as the workflow takes them."""
-    plan = plan_encoding(job)
-    describe_dataset(job, {"a": 1}, "abcd", overwrite=False)
-    job_file = write_job(job, plan, root / "work")
-    for key in plan.people:
-        prepare_step(job_file, key)
-    for target in plan.targets:
-        target_step(job_file, target.key, root / "work" / target.key)
+    _, job_file = take_steps(job, root)
     return seal_encoding(job_file)
 
 

@@ -10,7 +10,14 @@ import pandas as pd
 import pytest
 
 from conform_app.reports.boilerplate import template_dir
-from conform_app.reports.braincorl import EncodingData, encoding_parts, methods_text, statement, write_methods
+from conform_app.reports.braincorl import (
+    EncodingData,
+    _interval,
+    encoding_parts,
+    methods_text,
+    statement,
+    write_methods,
+)
 from conform_app.reports.braincorlfigures import METHODS
 from conform_app.reports.citations import cited_keys, read_bibliography
 from conform_app.reports.groupsections import Book, GroupData
@@ -234,3 +241,8 @@ def test_every_estimator_has_a_colour_and_a_name_in_files() -> None:
 
     assert list(METHODS) == list(METHOD_DESC)
     assert len({colour for colour, _, _ in METHODS.values()}) == len(METHODS)
+
+
+def test_a_difference_that_rounds_to_zero_has_no_minus():
+    row = {"over_ridge": -0.001, "over_ridge_low": -0.04, "over_ridge_high": 0.004}
+    assert _interval(row, "over_ridge").split() == ["+0.00", "(-0.04", "to", "+0.00)"]

@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from conform_app.braincorl.checks import check_betas, check_context_size, check_features, match_names
+from conform_app.braincorl.linear import Linear
 from conform_app.braincorl.posterior import Posterior
 from conform_app.braincorl.prior import Prior, flat_prior, with_ones
 from conform_app.braincorl.ridge import fit_ridge
@@ -36,7 +37,7 @@ TYPICAL = 100  # images' worth of what the training participants' share of signa
 
 
 @dataclass(frozen=True)
-class Adapted:
+class Adapted(Linear):
     """Encoding model of one participant.
 
     Attributes
@@ -71,27 +72,6 @@ class Adapted:
     calibration: float
     context: np.ndarray = field(repr=False)
     posterior: Posterior = field(repr=False)
-
-    def predict(self, features) -> np.ndarray:
-        """Predicted betas.
-
-        Parameters
-        ----------
-        features : array (n_images, E)
-            Unit norm.
-
-        Returns
-        -------
-        ndarray (n_voxels, n_images), float32
-            In the unit of the betas fitted; NaN for voxels without a model.
-
-        Raises
-        ------
-        DataError
-            Features of another length, not of unit norm, or not finite.
-        """
-        features = check_features(features, self.weights.shape[1] - 1)
-        return self.weights[:, :-1] @ features.T + self.weights[:, -1:]
 
     def predictive_sd(self, features, *, noise: bool = False) -> np.ndarray:
         """Standard deviation of the predicted response.

@@ -23,6 +23,7 @@ import numpy as np
 from conform_app.braincorl.alignment import LEAST_SHARED, METHODS, Alignment, align
 from conform_app.braincorl.checks import check_betas, check_context_size, check_disjoint, check_features
 from conform_app.braincorl.evaluation import LearningCurve, explained_variance, pearson
+from conform_app.braincorl.linear import Linear
 from conform_app.braincorl.participants import as_participants
 from conform_app.braincorl.ridge import fit_ridge, folds_of
 from conform_app.errors import DataError, UsageError
@@ -32,7 +33,7 @@ LARGEST_GAIN = 10.0
 
 
 @dataclass(frozen=True)
-class Aligned:
+class Aligned(Linear):
     """Encoding model of one participant through alignment; `evaluate` takes it as it takes `Adapted`.
 
     Attributes
@@ -59,27 +60,6 @@ class Aligned:
     gain: np.ndarray = field(repr=False)
     n_shared: dict[str, int]
     context: np.ndarray = field(repr=False)
-
-    def predict(self, features) -> np.ndarray:
-        """Predicted betas.
-
-        Parameters
-        ----------
-        features : array (n_images, E)
-            Unit norm.
-
-        Returns
-        -------
-        ndarray (n_voxels, n_images), float32
-            In the unit of the betas fitted; NaN for voxels without a model.
-
-        Raises
-        ------
-        DataError
-            Features of another length, not of unit norm, or not finite.
-        """
-        features = check_features(features, self.weights.shape[1] - 1)
-        return self.weights[:, :-1] @ features.T + self.weights[:, -1:]
 
 
 @dataclass(frozen=True)

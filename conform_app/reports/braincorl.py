@@ -118,7 +118,7 @@ def _interval(row: Any, prefix: str) -> str:
     """``0.61 (0.43 to 0.68)`` that is not broken; differences with their sign."""
     low, high = (row[f"{prefix}_{end}" if prefix else end] for end in ("low", "high"))
     sign = "+" if prefix else ""
-    middle, low, high = (f"{value:{sign}.2f}" for value in (row[prefix or "mean"], low, high))
+    middle, low, high = (f"{value:{sign}z.2f}" for value in (row[prefix or "mean"], low, high))
     return f"{middle} ({low} to {high})".replace(" ", "\N{NO-BREAK SPACE}")
 
 
